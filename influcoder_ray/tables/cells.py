@@ -1,0 +1,65 @@
+"""The raw cells of a corpus, read so that one bad cell never spoils its neighbours.
+
+Parquet strings come as bytes and are decoded one by one by whoever uses them; a line of JSON that
+cannot be parsed becomes `Unreadable` in every column.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from influcoder_ray.tables.json_lines import lines, parse
+from influcoder_ray.tables.place import Place
+from influcoder_ray.tables.units import Unit
+
+
+def read_cells(unit: Unit, columns: Sequence[str]) -> dict[str, list[Any]]:
+    """The named columns of a unit as Python values, all of the same length.
+
+    Text of a Parquet file is bytes, not yet decoded; a column that a JSON line lacks is None.
+    """
+    if unit.row_groups is None:
+        return _json_cells(unit.place, columns)
+    with unit.place.open() as stream:
+        table = pq.ParquetFile(stream).read_row_groups(list(unit.row_groups), columns=list(columns))
+    return {name: _undecoded(table.column(name)).to_pylist() for name in columns}
+
+
+def _json_cells(place: Place, columns: Sequence[str]) -> dict[str, list[Any]]:
+    cells: dict[str, list[Any]] = {name: [] for name in columns}
+    for line in lines(place):
+        row = parse(line)
+        for name in columns:
+            cells[name].append(row.get(name) if isinstance(row, dict) else row)
+    return cells
+
+
+def _undecoded(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Strings as the bytes that they are, at any depth, so that reading never has to decode them."""
+    return pa.chunked_array(
+        [_undecoded_array(chunk) for chunk in column.chunks], _undecoded_type(column.type)
+    )
+
+
+def _undecoded_type(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_dictionary(kind):
+        return _undecoded_type(kind.value_type)
+    if pa.types.is_string(kind) or pa.types.is_string_view(kind):
+        return pa.binary()
+    if pa.types.is_large_string(kind):
+        return pa.large_binary()
+    if pa.types.is_list(kind):
+        return pa.list_(_undecoded_type(kind.value_type))
+    if pa.types.is_large_list(kind):
+        return pa.large_list(_undecoded_type(kind.value_type))
+    if pa.types.is_struct(kind):
+        return pa.struct([pa.field(f.name, _undecoded_type(f.type)) for f in kind])
+    return kind
+
+
+def _undecoded_array(array: pa.Array) -> pa.Array:
+    if pa.types.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    return array.cast(_undecoded_type(array.type), safe=False)

@@ -1,0 +1,105 @@
+"""A user's data files: found, recognised and identified without reading their rows."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from influcoder_ray.errors import UserError
+from influcoder_ray.tables import json_lines
+from influcoder_ray.tables.fingerprint import file_identity
+from influcoder_ray.tables.place import Place
+
+PARQUET = ".parquet"
+_THREADS = 16
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """One Parquet or JSON Lines file of a corpus.
+
+    `relative` names it inside the corpus; `identity` is a hash of its content; `row_groups` holds
+    the rows of each Parquet row group and is None for JSON Lines, whose rows are not counted.
+    """
+
+    place: Place
+    relative: str
+    identity: str
+    row_groups: tuple[int, ...] | None
+    columns: tuple[str, ...]
+
+    @property
+    def is_parquet(self) -> bool:
+        return self.row_groups is not None
+
+
+def find_data_files(uri: str, *, setting: str) -> list[DataFile]:
+    """The data files at a file, a folder or a glob, in order of their names.
+
+    Args:
+        setting: the setting that holds `uri`, for the error's first words.
+
+    Raises:
+        UserError: nothing is there, nothing there is Parquet or JSON Lines, or a Parquet file
+            cannot be read.
+    """
+    place = Place(uri)
+    if place.has_wildcards:
+        paths = [(Place(_with_scheme(uri, path)), path.rsplit("/", 1)[-1]) for path in place.glob()]
+    elif place.is_folder():
+        paths = [
+            (place / e.relative, e.relative)
+            for e in place.files()
+            if not any(part.startswith("_") for part in e.relative.split("/"))
+        ]
+    elif place.exists():
+        paths = [(place, place.name)]
+    else:
+        raise UserError(f"{setting}: {uri} does not exist; give a file, a folder or a glob")
+    known = [(found, name) for found, name in paths if name.endswith((PARQUET, *json_lines.SUFFIXES))]
+    if not known:
+        raise UserError(
+            f"{setting}: {uri} holds no data file; give Parquet ({PARQUET}) or "
+            f"JSON Lines ({', '.join(json_lines.SUFFIXES)})"
+        )
+    with ThreadPoolExecutor(_THREADS) as threads:
+        return list(threads.map(lambda item: _inspect(*item, setting=setting), known))
+
+
+def require_columns(files: Sequence[DataFile], columns: Sequence[str], *, setting: str) -> None:
+    """Refuse files that lack a column.
+
+    JSON Lines name their keys line by line, so their columns are those of the first lines.
+
+    Raises:
+        UserError: naming the file, the column and the columns that are there.
+    """
+    for file in files:
+        missing = [name for name in columns if name not in file.columns]
+        if missing and file.columns:
+            raise UserError(
+                f"{setting}: {file.place} has no column {missing[0]!r}; it has {', '.join(file.columns)}"
+            )
+
+
+def _inspect(place: Place, relative: str, *, setting: str) -> DataFile:
+    identity = file_identity(place)
+    if not relative.endswith(PARQUET):
+        return DataFile(place, relative, identity, None, json_lines.first_keys(place))
+    try:
+        with place.open() as stream:
+            footer = pq.ParquetFile(stream).metadata
+            rows = tuple(footer.row_group(i).num_rows for i in range(footer.num_row_groups))
+            columns = tuple(footer.schema.to_arrow_schema().names)
+    except pa.ArrowInvalid as error:
+        raise UserError(
+            f"{setting}: {place} is no readable Parquet file ({str(error).splitlines()[0]}); "
+            "write it anew or leave it out"
+        ) from error
+    return DataFile(place, relative, identity, rows, columns)
+
+
+def _with_scheme(uri: str, path: str) -> str:
+    return f"{uri.split('://', 1)[0]}://{path}" if "://" in uri else path

@@ -1,0 +1,64 @@
+"""JSON Lines files, plain or compressed, read line by line."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from influcoder_ray.tables.place import Place
+
+SUFFIXES = (".jsonl", ".ndjson", ".jsonl.gz", ".jsonl.zst", ".jsonl.bz2")
+_COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
+_BLOCK_BYTES = 1 << 20
+_LINES_FOR_KEYS = 100
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A cell that could not be read, and why."""
+
+    reason: str
+
+
+def lines(place: Place) -> Iterator[bytes]:
+    """The lines of the file without their ends; blank ones count, so that rows keep their numbers."""
+    compression = next((kind for end, kind in _COMPRESSIONS.items() if place.uri.endswith(end)), None)
+    with place.open() as raw:
+        stream = pa.CompressedInputStream(raw, compression) if compression else raw
+        rest: list[bytes] = []
+        while block := stream.read(_BLOCK_BYTES):
+            first, *others = bytes(block).split(b"\n")
+            rest.append(first)
+            if others:
+                yield b"".join(rest)
+                yield from others[:-1]
+                rest = [others[-1]]
+        if last := b"".join(rest):
+            yield last
+
+
+def parse(line: bytes) -> dict[str, Any] | Unreadable:
+    """The object that a line holds, or why it holds none."""
+    try:
+        row = json.loads(line)
+    except UnicodeDecodeError:
+        return Unreadable("the line is not UTF-8")
+    except (json.JSONDecodeError, RecursionError) as error:
+        return Unreadable(f"the line is not JSON: {str(error).splitlines()[0]}")
+    if not isinstance(row, dict):
+        return Unreadable(f"the line is a JSON {type(row).__name__}, not an object")
+    return row
+
+
+def first_keys(place: Place) -> tuple[str, ...]:
+    """The keys of the first lines, in order; empty where none of them is an object."""
+    keys: dict[str, None] = {}
+    for number, line in enumerate(lines(place)):
+        if number >= _LINES_FOR_KEYS:
+            break
+        row = parse(line)
+        if isinstance(row, dict):
+            keys.update(dict.fromkeys(row))
+    return tuple(keys)

@@ -1,0 +1,81 @@
+"""The Arrow schema of each table: the contract between stages and with whoever reads the output."""
+
+import pyarrow as pa
+
+TURN = pa.struct([pa.field("role", pa.string()), pa.field("content", pa.string())])
+
+EXAMPLES = pa.schema(
+    [
+        pa.field("example_id", pa.string(), nullable=False),
+        pa.field("content_hash", pa.string(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("prompt", pa.string(), nullable=False),
+        pa.field("response", pa.string(), nullable=False),
+        pa.field("turns", pa.list_(TURN)),
+        pa.field("source", pa.string(), nullable=False),
+    ]
+)
+
+ATTRIBUTIONS = pa.schema(
+    [
+        pa.field("query_id", pa.string(), nullable=False),
+        pa.field("rank", pa.int32(), nullable=False),
+        pa.field("example_id", pa.string(), nullable=False),
+        pa.field("score", pa.float32(), nullable=False),
+        pa.field("percentile", pa.float32(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+    ]
+)
+
+GROUP_INFLUENCE = pa.schema(
+    [
+        pa.field("example_id", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("score", pa.float32(), nullable=False),
+    ]
+)
+
+QUARANTINE = pa.schema(
+    [
+        pa.field("stage", pa.string(), nullable=False),
+        pa.field("example_id", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+    ]
+)
+
+
+def sketches(width: int, dtype: str) -> pa.Schema:
+    """The sketches of examples, each `width` numbers of `dtype` ("float16" or "float32").
+
+    `sketch` holds the unit-length sketch as little-endian bytes (`numpy.frombuffer(cell, dtype)`):
+    written an order of magnitude faster than a list of numbers. Multiply by `sketch_norm` for the
+    sketch itself. Width and dtype stand in the schema's metadata.
+    """
+    item_bytes = {"float16": 2, "float32": 4}[dtype]
+    return pa.schema(
+        [
+            pa.field("example_id", pa.string(), nullable=False),
+            pa.field("content_hash", pa.string(), nullable=False),
+            pa.field("split", pa.string(), nullable=False),
+            pa.field("sketch", pa.binary(width * item_bytes), nullable=False),
+            pa.field("sketch_norm", pa.float32(), nullable=False),
+            pa.field("gradient_norm", pa.float32(), nullable=False),
+            pa.field("loss", pa.float32(), nullable=False),
+            pa.field("tokens", pa.int32(), nullable=False),
+            pa.field("labelled_tokens", pa.int32(), nullable=False),
+            pa.field("truncated", pa.bool_(), nullable=False),
+        ],
+        metadata={"sketch_width": str(width), "sketch_dtype": dtype},
+    )
+
+
+def embeddings(dimensions: int) -> pa.Schema:
+    """The unit vectors of a corpus at float16, `dimensions` numbers each."""
+    return pa.schema(
+        [
+            pa.field("example_id", pa.string(), nullable=False),
+            pa.field("source", pa.string(), nullable=False),
+            pa.field("embedding", pa.list_(pa.float16(), dimensions), nullable=False),
+        ]
+    )

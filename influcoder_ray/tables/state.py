@@ -1,0 +1,270 @@
+"""What a stage has done: its fingerprint, a manifest for each unit, and its closing totals.
+
+Everything lies under `<output>/_state/<stage>/`, so the tables themselves are folders of Parquet
+and nothing else. A reader reads the files that manifests name, and no others.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from influcoder_ray.errors import RunFailed, UserError
+from influcoder_ray.tables import schemas
+from influcoder_ray.tables.fingerprint import Fingerprint, digest_of
+from influcoder_ray.tables.place import Place
+
+_THREADS = 16
+_QUARANTINE = "quarantine"
+
+
+@dataclass(frozen=True)
+class CommittedFile:
+    """A file that a manifest vouches for; `path` is relative to the output folder."""
+
+    table: str
+    path: str
+    rows: int
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What one unit came to. `counters` are sums over rows (tokens, truncated, ...)."""
+
+    unit_id: str
+    rows_in: int
+    rows_out: int
+    rows_quarantined: int
+    seconds: float
+    files: tuple[CommittedFile, ...]
+    counters: Mapping[str, float] = field(default_factory=dict)
+
+    def to_json(self) -> bytes:
+        return json.dumps(asdict(self), sort_keys=True).encode()
+
+    @staticmethod
+    def from_json(data: bytes) -> "Manifest":
+        fields = json.loads(data)
+        return Manifest(**{**fields, "files": tuple(CommittedFile(**f) for f in fields["files"])})
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a stage makes of a unit: tables by name, the rows set aside, and counters.
+
+    `rows_out` counts the rows that were used: with those set aside they are all that came in.
+    """
+
+    tables: Mapping[str, pa.Table]
+    rows_in: int
+    rows_out: int
+    quarantine: pa.Table | None = None
+    counters: Mapping[str, float] = field(default_factory=dict)
+
+
+class StageState:
+    """The record of one stage below an output folder.
+
+    Args:
+        root: the output folder.
+        stage: the stage's name, and its folder's below `_state/`.
+        tables: the tables that the stage writes, as paths below `root`; the first is its main one.
+    """
+
+    def __init__(self, root: Place, stage: str, tables: Sequence[str]) -> None:
+        self.root = root
+        self.stage = stage
+        self.tables = tuple(tables)
+        self._folder = root / "_state" / stage
+
+    def fingerprint(self) -> Fingerprint | None:
+        """The fingerprint that the folder holds, if it holds one."""
+        place = self._folder / "fingerprint.json"
+        return Fingerprint.from_json(place.read_bytes()) if place.exists() else None
+
+    def finished(self) -> Fingerprint:
+        """The fingerprint of the finished stage.
+
+        Raises:
+            UserError: the stage has not been run to its end.
+        """
+        found = self.fingerprint()
+        if found is None or self.totals() is None:
+            raise UserError(f"{self.root / self.tables[0]}: not there yet; run the {self.stage} stage first")
+        return found
+
+    def refuse_other(self, fingerprint: Fingerprint) -> None:
+        """Refuse a folder that holds another fingerprint's files; writes nothing.
+
+        Raises:
+            UserError: naming the fields that differ.
+        """
+        held = self.fingerprint()
+        if held is None or held.digest == fingerprint.digest or not any(self._sizes()):
+            return
+        differences = fingerprint.differences(held)
+        more = f" (and {len(differences) - 3} more)" if len(differences) > 3 else ""
+        raise UserError(
+            f"{self.root / self.tables[0]} holds another run: {'; '.join(differences[:3])}{more}; "
+            f"use another output folder or delete {', '.join(str(self.root / t) for t in self.tables)}"
+        )
+
+    def begin(self, fingerprint: Fingerprint) -> None:
+        """Record the fingerprint before the first unit is committed; drop what an older one left."""
+        held = self.fingerprint()
+        if held is not None and held.digest == fingerprint.digest:
+            return
+        self._folder.remove()
+        (self._folder / "fingerprint.json").write_whole(fingerprint.to_json())
+
+    def manifests(self) -> dict[str, Manifest]:
+        """The manifests whose files are all there in the size that they vouch for, by unit."""
+        names = [e.relative for e in (self._folder / "units").files()]
+        with ThreadPoolExecutor(_THREADS) as threads:
+            read = list(
+                threads.map(lambda n: Manifest.from_json((self._folder / "units" / n).read_bytes()), names)
+            )
+        sizes = self._sizes()
+        return {
+            m.unit_id: m for m in read if all(sizes.get(file.path) == file.size_bytes for file in m.files)
+        }
+
+    def commit(self, unit_id: str, output: Output, seconds: float) -> Manifest:
+        """Write a unit's tables whole, then the manifest that vouches for them.
+
+        Raises:
+            RunFailed: rows are missing or too many: rows in differ from rows out and quarantined.
+        """
+        quarantined = output.quarantine.num_rows if output.quarantine is not None else 0
+        if output.rows_in != output.rows_out + quarantined:
+            raise RunFailed(
+                f"{self.stage}: unit {unit_id} took {output.rows_in} rows in and accounts for "
+                f"{output.rows_out} + {quarantined} quarantined"
+            )
+        held = self.fingerprint()
+        note = {"fingerprint": held.to_json() if held else b""}
+        files = [
+            self._write(name, f"{name}/{unit_id}.parquet", table, note)
+            for name, table in output.tables.items()
+        ]
+        if output.quarantine is not None and quarantined:
+            path = f"{_QUARANTINE}/{self.stage}-{unit_id}.parquet"
+            files.append(self._write(_QUARANTINE, path, output.quarantine, note))
+        return self._vouch(
+            Manifest(
+                unit_id,
+                output.rows_in,
+                output.rows_out,
+                quarantined,
+                seconds,
+                tuple(files),
+                dict(output.counters),
+            )
+        )
+
+    def commit_files(
+        self, unit_id: str, files: Mapping[str, bytes], *, seconds: float, counters: Mapping[str, float]
+    ) -> Manifest:
+        """Write files that are no tables (a report, an encoder's weights), by path, then vouch for them."""
+        committed = []
+        for path, data in files.items():
+            (self.root / path).write_whole(data)
+            table = next(t for t in self.tables if path == t or path.startswith(f"{t}/"))
+            committed.append(CommittedFile(table, path, 0, len(data), hashlib.sha256(data).hexdigest()))
+        return self._vouch(Manifest(unit_id, 0, 0, 0, seconds, tuple(committed), dict(counters)))
+
+    def finish(self, unit_ids: Iterable[str], totals: Mapping[str, float]) -> None:
+        """Record that every unit is done, with the stage's totals."""
+        record = {"units": digest_of(sorted(unit_ids)), "totals": dict(totals)}
+        (self._folder / "totals.json").write_whole(json.dumps(record, sort_keys=True).encode())
+
+    def totals(self) -> dict[str, float] | None:
+        """The totals of the finished stage, or None."""
+        place = self._folder / "totals.json"
+        return dict(json.loads(place.read_bytes())["totals"]) if place.exists() else None
+
+    def is_done(self, fingerprint: Fingerprint, unit_ids: Sequence[str]) -> bool:
+        """Whether the stage is finished with this fingerprint, these units, and every file in place."""
+        held, place = self.fingerprint(), self._folder / "totals.json"
+        if held is None or held.digest != fingerprint.digest or not place.exists():
+            return False
+        if json.loads(place.read_bytes())["units"] != digest_of(sorted(unit_ids)):
+            return False
+        return set(unit_ids) <= self.manifests().keys()
+
+    def paths(self, table: str) -> list[Place]:
+        """The files of a table that manifests vouch for, in order of unit id."""
+        manifests = self.manifests()
+        return [
+            self.root / file.path
+            for unit_id in sorted(manifests)
+            for file in manifests[unit_id].files
+            if file.table == table
+        ]
+
+    def read(self, table: str, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
+        """A whole table in memory: for tables that are small, or samples."""
+        fields = schema if columns is None else pa.schema([schema.field(name) for name in columns])
+        parts = []
+        for place in self.paths(table):
+            with place.open() as stream:
+                parts.append(pq.ParquetFile(stream).read(columns=list(fields.names)))
+        return pa.concat_tables(parts).cast(fields) if parts else fields.empty_table()
+
+    def _vouch(self, manifest: Manifest) -> Manifest:
+        (self._folder / "units" / f"{manifest.unit_id}.json").write_whole(manifest.to_json())
+        return manifest
+
+    def _write(self, table: str, path: str, rows: pa.Table, note: Mapping[str, bytes]) -> CommittedFile:
+        data = parquet_bytes(rows.replace_schema_metadata({**(rows.schema.metadata or {}), **note}))
+        (self.root / path).write_whole(data)
+        return CommittedFile(table, path, rows.num_rows, len(data), hashlib.sha256(data).hexdigest())
+
+    def _sizes(self) -> dict[str, int]:
+        """The sizes of the files in this stage's tables, by path below the output folder."""
+        sizes = {}
+        for table in self.tables:
+            place = self.root / table
+            if place.is_folder():
+                sizes.update({f"{table}/{e.relative}": e.size_bytes for e in place.files()})
+            elif place.exists():
+                sizes[table] = place.size_bytes()
+        for entry in (self.root / _QUARANTINE).files():
+            if entry.relative.startswith(f"{self.stage}-"):
+                sizes[f"{_QUARANTINE}/{entry.relative}"] = entry.size_bytes
+        return sizes
+
+
+def parquet_bytes(table: pa.Table, rows_per_group: int = 4096) -> bytes:
+    """A table as the bytes of a Parquet file: the same table gives the same bytes.
+
+    Sketches and vectors do not compress (8% on random data); text does.
+    """
+    wide = [
+        f.name
+        for f in table.schema
+        if pa.types.is_fixed_size_binary(f.type) or pa.types.is_fixed_size_list(f.type)
+    ]
+    compression = {name: "none" if name in wide else "zstd" for name in table.schema.names}
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, row_group_size=rows_per_group, compression=compression)
+    return bytes(sink.getvalue())
+
+
+def quarantine_table(stage: str, rows: Sequence[tuple[str, str, str]]) -> pa.Table:
+    """Rows set aside, each (example_id, source, reason)."""
+    return pa.table(
+        {
+            "stage": pa.array([stage] * len(rows), pa.string()),
+            "example_id": pa.array([row[0] for row in rows], pa.string()),
+            "source": pa.array([row[1] for row in rows], pa.string()),
+            "reason": pa.array([row[2] for row in rows], pa.string()),
+        },
+        schema=schemas.QUARANTINE,
+    )

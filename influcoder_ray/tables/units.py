@@ -1,0 +1,77 @@
+"""Units: the pieces of a stage's input that are done, committed and repeated as a whole."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from influcoder_ray.tables.datafiles import DataFile
+from influcoder_ray.tables.fingerprint import digest_of
+from influcoder_ray.tables.place import Place
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A file and some of its row groups (None: a JSON Lines file as a whole).
+
+    `unit_id` is a hash of the file's identity and name, the row groups and the stage's
+    fingerprint, so the same work has the same name on every machine and in every run.
+    """
+
+    unit_id: str
+    place: Place
+    relative: str
+    row_groups: tuple[int, ...] | None
+    first_row: int
+    rows: int | None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "unit_id": self.unit_id,
+            "uri": self.place.uri,
+            "relative": self.relative,
+            "row_groups": None if self.row_groups is None else list(self.row_groups),
+            "first_row": self.first_row,
+            "rows": self.rows,
+        }
+
+    @staticmethod
+    def from_dict(fields: dict[str, Any]) -> "Unit":
+        groups = fields["row_groups"]
+        return Unit(
+            fields["unit_id"],
+            Place(fields["uri"]),
+            fields["relative"],
+            None if groups is None else tuple(groups),
+            fields["first_row"],
+            fields["rows"],
+        )
+
+
+def plan_units(files: Sequence[DataFile], *, rows_per_unit: int, fingerprint: str) -> list[Unit]:
+    """Cut files into units of whole row groups with at least `rows_per_unit` rows where they can be had.
+
+    The cut depends on the files and on `rows_per_unit` alone, never on machines or on Ray's blocks.
+    """
+    units = []
+    for file in files:
+        if file.row_groups is None:
+            units.append(_unit(file, None, 0, None, fingerprint))
+            continue
+        taken: list[int] = []
+        first_row = rows = 0
+        for group, group_rows in enumerate(file.row_groups):
+            taken.append(group)
+            rows += group_rows
+            if rows >= rows_per_unit:
+                units.append(_unit(file, tuple(taken), first_row, rows, fingerprint))
+                taken, first_row, rows = [], first_row + rows, 0
+        if rows:
+            units.append(_unit(file, tuple(taken), first_row, rows, fingerprint))
+    return units
+
+
+def _unit(
+    file: DataFile, groups: tuple[int, ...] | None, first_row: int, rows: int | None, fingerprint: str
+) -> Unit:
+    identity = [file.identity, file.relative, None if groups is None else list(groups), fingerprint]
+    return Unit(digest_of(identity)[:16], file.place, file.relative, groups, first_row, rows)
