@@ -1,0 +1,152 @@
+"""Which columns of a corpus hold what, and the examples that its rows make."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from influcoder_ray.examples.example import Example, Turn
+from influcoder_ray.spec import Spec
+from influcoder_ray.tables.json_lines import Unreadable
+
+
+class ColumnSpec(Spec):
+    """The columns of a corpus: raw text, or a prompt and a response, or chat messages."""
+
+    id: str | None = Field(
+        default=None, description="Column with unique ids; without one an id is '<file>:<row>'."
+    )
+    text: str | None = Field(default=None, description="Column with raw text; the loss falls on all of it.")
+    prompt: str | tuple[str, ...] | None = Field(
+        default=None,
+        description="Column with the prompt, or several whose filled cells are joined by an empty line.",
+    )
+    response: str | None = Field(
+        default=None, description="Column with the response; the loss falls on it alone."
+    )
+    messages: str | None = Field(
+        default=None,
+        description="Column with a list of {role, content}; the last assistant message is the response.",
+    )
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> "ColumnSpec":
+        pair = self.prompt is not None or self.response is not None
+        if sum([self.text is not None, pair, self.messages is not None]) != 1:
+            raise ValueError("name one of: text; prompt and response; messages")
+        if pair and (not self.prompts or self.response is None):
+            raise ValueError("prompt and response go together")
+        return self
+
+    @property
+    def kind(self) -> Literal["text", "pair", "chat"]:
+        return "text" if self.text else "chat" if self.messages else "pair"
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        return (self.prompt,) if isinstance(self.prompt, str) else (self.prompt or ())
+
+    @property
+    def names(self) -> list[str]:
+        """Every column that is read, once each."""
+        named = [self.id, self.text, *self.prompts, self.response, self.messages]
+        return list(dict.fromkeys(name for name in named if name))
+
+
+@dataclass(frozen=True)
+class Unusable:
+    """A row that cannot be an example: where it lies and why."""
+
+    example_id: str
+    source: str
+    reason: str
+
+
+class _Refused(Exception):
+    """Why one row cannot be used."""
+
+
+def examples_from_cells(
+    cells: Mapping[str, Sequence[Any]], columns: ColumnSpec, *, relative: str, first_row: int
+) -> tuple[list[Example], list[Unusable]]:
+    """The examples of a corpus's rows, and the rows that cannot be one with the reason.
+
+    Args:
+        cells: raw values by column, each (N,), as `read_cells` gives them.
+        relative: the file's name inside the corpus.
+        first_row: the row of the file with which `cells` begins.
+    """
+    examples, unusable = [], []
+    for offset in range(len(cells[columns.names[0]])):
+        source = f"{relative}:{first_row + offset}"
+        row = {name: values[offset] for name, values in cells.items()}
+        example_id = source
+        try:
+            if columns.id:
+                example_id = _identifier(row[columns.id])
+            examples.append(_example(row, columns, example_id, source))
+        except _Refused as refusal:
+            unusable.append(Unusable(example_id, source, str(refusal)))
+    return examples, unusable
+
+
+def _example(row: Mapping[str, Any], columns: ColumnSpec, example_id: str, source: str) -> Example:
+    if columns.messages:
+        return _from_messages(row[columns.messages], example_id, source)
+    if columns.text:
+        return Example(example_id, "", _filled(row[columns.text], "text"), source)
+    prompts = [_text(row[name], name) for name in columns.prompts if row[name] is not None]
+    prompt = "\n\n".join(part for part in prompts if part.strip())
+    response = _filled(row[columns.response or ""], "response")
+    return Example(example_id, _filled(prompt, "prompt"), response, source)
+
+
+def _from_messages(value: Any, example_id: str, source: str) -> Example:
+    if isinstance(value, Unreadable):
+        raise _Refused(value.reason)
+    if not isinstance(value, list) or not value:
+        raise _Refused("messages is null or empty")
+    turns = []
+    for message in value:
+        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
+            raise _Refused("a message lacks role or content")
+        turns.append(Turn(_filled(message["role"], "role"), _filled(message["content"], "content")))
+    answers = [i for i, turn in enumerate(turns) if turn.role == "assistant"]
+    if not answers or answers[-1] == 0:
+        raise _Refused("messages hold no assistant answer to a prompt")
+    before, answer = tuple(turns[: answers[-1]]), turns[answers[-1]]
+    if len(before) == 1 and before[0].role == "user":
+        return Example(example_id, before[0].content, answer.content, source)
+    prompt = "\n\n".join(f"{turn.role}: {turn.content}" for turn in before)
+    return Example(example_id, prompt, answer.content, source, before)
+
+
+def _identifier(value: Any) -> str:
+    if isinstance(value, int):
+        return str(value)
+    return _filled(value, "id")
+
+
+def _filled(value: Any, what: str) -> str:
+    text = _text(value, what)
+    if not text.strip():
+        raise _Refused(f"{what} is empty" if not text else f"{what} is white space only")
+    return text
+
+
+def _text(value: Any, what: str) -> str:
+    if isinstance(value, Unreadable):
+        raise _Refused(value.reason)
+    if value is None:
+        raise _Refused(f"{what} is null")
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            raise _Refused(f"{what} is not UTF-8 text") from None
+    if not isinstance(value, str):
+        raise _Refused(f"{what} is a {type(value).__name__}, not text")
+    if any(0xD800 <= ord(character) <= 0xDFFF for character in value):
+        raise _Refused(f"{what} holds a lone surrogate, which is no Unicode text")
+    return value

@@ -1,0 +1,122 @@
+"""The tokens of an example with a loss mask, cut to a window in which the response survives."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from influcoder_ray.examples.example import Example
+
+Template = Literal["auto", "chat", "plain"]
+
+# Nothing beyond this many characters a token of window is looked at: a document of megabytes costs
+# no more to tokenize than one that just fills the window. Few tokens stand for more than 16.
+CHARACTERS_PER_TOKEN = 16
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Token ids (T,), of which those from `labelled_from` on carry the loss.
+
+    `truncated` says whether the window left anything out.
+    """
+
+    ids: tuple[int, ...]
+    labelled_from: int
+    truncated: bool
+
+    @property
+    def labelled(self) -> int:
+        """How many tokens carry the loss."""
+        return len(self.ids) - self.labelled_from
+
+
+def resolve_template(tokenizer: Any, template: Template) -> Literal["chat", "plain"]:
+    """The template to use: "auto" is the tokenizer's own chat template where it has one."""
+    if template == "auto":
+        return "chat" if getattr(tokenizer, "chat_template", None) else "plain"
+    return template
+
+
+def loss_tokens(
+    examples: Sequence[Example], tokenizer: Any, *, max_tokens: int, template: Literal["chat", "plain"]
+) -> list[Tokens]:
+    """The causal LM's tokens of each example.
+
+    Loss falls on the response and the token that ends it; of raw text on everything that has a
+    token before it. Where the window is too small, the response survives and the prompt loses its
+    head; a response longer than the window loses its tail and keeps one token of the prompt.
+    """
+    limit = max_tokens * CHARACTERS_PER_TOKEN
+    prompts = [_prompt_text(e, tokenizer, template) for e in examples]
+    prompt_ids = _ids(tokenizer, [text[-limit:] for text in prompts])
+    response_ids = _ids(tokenizer, [e.response[:limit] for e in examples])
+    begin = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
+    end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
+    tokens = []
+    for example, prompt_text, prompt, response in zip(
+        examples, prompts, prompt_ids, response_ids, strict=True
+    ):
+        cut = len(prompt_text) > limit or len(example.response) > limit
+        if example.is_raw_text:
+            ids = begin + response
+            tokens.append(Tokens(tuple(ids[:max_tokens]), 1, cut or len(ids) > max_tokens))
+            continue
+        answer = (response + end)[: max_tokens - 1]
+        kept = prompt[-(max_tokens - len(answer)) :]
+        cut = cut or len(prompt) + len(response) + len(end) > max_tokens
+        tokens.append(Tokens(tuple(kept + answer), len(kept), cut))
+    return tokens
+
+
+def text_window(
+    examples: Sequence[Example], tokenizer: Any, *, max_tokens: int
+) -> tuple[list[list[int]], list[bool]]:
+    """The student's tokens of each example with the tokenizer's special tokens, and whether cut.
+
+    The same rule as the teacher's: the response survives and the prompt loses its head; raw text
+    and a response that alone fills the window lose their tail.
+    """
+    limit = max_tokens * CHARACTERS_PER_TOKEN
+    begin, end = _special_frame(tokenizer)
+    room = max_tokens - len(begin) - len(end)
+    texts, starts, cuts = [], [], []
+    for example in examples:
+        response = example.response[:limit]
+        prompt = "" if example.is_raw_text else f"{example.prompt[-limit:]}\n"
+        texts.append(prompt + response)
+        starts.append(len(prompt))
+        cuts.append(len(example.response) > limit or len(example.prompt) > limit)
+    encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    windows = []
+    for row, start in enumerate(starts):
+        ids, offsets = encoded["input_ids"][row], encoded["offset_mapping"][row]
+        if len(ids) > room:
+            cuts[row] = True
+            answer = next((i for i, (_, stop) in enumerate(offsets) if stop > start), len(ids))
+            first = min(answer, len(ids) - room)
+            ids = ids[first : first + room]
+        windows.append(begin + ids + end)
+    return windows, cuts
+
+
+def _special_frame(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """The special tokens that the tokenizer puts before and after a text."""
+    bare: list[int] = tokenizer("a", add_special_tokens=False)["input_ids"]
+    framed: list[int] = tokenizer("a")["input_ids"]
+    first = next(i for i in range(len(framed)) if framed[i : i + len(bare)] == bare)
+    return framed[:first], framed[first + len(bare) :]
+
+
+def _prompt_text(example: Example, tokenizer: Any, template: Literal["chat", "plain"]) -> str:
+    if example.is_raw_text:
+        return ""
+    if template == "plain":
+        return f"{example.prompt}\n"
+    turns = [{"role": t.role, "content": t.content} for t in example.turns]
+    turns = turns or [{"role": "user", "content": example.prompt}]
+    return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+
+
+def _ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    ids: list[list[int]] = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+    return ids

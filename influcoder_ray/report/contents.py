@@ -1,0 +1,183 @@
+"""What a report is made of: plain values, filled by the report stage and read by the page."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy.typing as npt
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """One example of the corpus and where it stands.
+
+    `rank` counts from 1. `score` is a cosine in [-1, 1]; higher means more influence towards the
+    query. `percentile` is the share of the corpus that ranks below, in percent, 0 to 100.
+    """
+
+    rank: int
+    example_id: str
+    score: float
+    percentile: float
+    source: str
+    prompt: str
+    response: str
+
+
+@dataclass(frozen=True)
+class QueryPage:
+    """One query and its K most influential examples, best first."""
+
+    query_id: str
+    split: str
+    prompt: str
+    response: str
+    attributions: tuple[Attribution, ...]
+
+
+@dataclass(frozen=True)
+class StageRow:
+    """What one stage did. A rate is None where it was not measured."""
+
+    name: str
+    seconds: float
+    units_done: int
+    units_skipped: int
+    rows_in: int
+    rows_out: int
+    rows_quarantined: int
+    rows_per_second: float | None
+    tokens_per_second: float | None
+
+
+@dataclass(frozen=True)
+class EpochRow:
+    """The state after one epoch of training. Epoch 0 is the encoder before training: it has no loss."""
+
+    epoch: int
+    loss: float | None
+    validation_per_query_rho: float
+    validation_aggregated_rho: float
+    chosen: bool
+
+
+@dataclass(frozen=True)
+class Truncation:
+    """How many examples lost tokens to one model's window. `who` is "teacher" or "student"."""
+
+    who: str
+    examples: int
+    truncated: int
+    max_tokens: int
+
+    @property
+    def share(self) -> float:
+        """The truncated share of the examples, 0 to 1; 0 where there are no examples."""
+        return self.truncated / self.examples if self.examples else 0.0
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A figure with its spread; `std` is None where the spread was not measured."""
+
+    mean: float
+    std: float | None
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """The largest share of rows that one stage set aside. `stage` is empty where no stage is known."""
+
+    share: float
+    stage: str
+    rows: int
+
+
+@dataclass(frozen=True, eq=False)
+class ReportContents:
+    """All that the page shows.
+
+    `evaluation` is what `evaluation.json` holds. `predicted` and `exact` are (Q, P): cosines of the
+    encoder's vectors and of the sketched gradients, for the test queries and the test pool.
+    `score_histogram` is counts (B,) and edges (B + 1,) of the scores of all queries on the whole
+    corpus. `group` and `least` hold the most and the least influential examples on the whole query
+    set, by mean cosine. `corpus_rows` counts the rows of the corpus that have a score.
+
+    Raises ValueError when `predicted` and `exact`, or counts and edges, do not fit together.
+    """
+
+    title: str
+    influcoder_version: str
+    settings: dict[str, Any]
+    evaluation: dict[str, Any]
+    epochs: tuple[EpochRow, ...]
+    predicted: npt.NDArray[Any]
+    exact: npt.NDArray[Any]
+    score_histogram: tuple[npt.NDArray[Any], npt.NDArray[Any]]
+    queries: tuple[QueryPage, ...]
+    group: tuple[Attribution, ...]
+    least: tuple[Attribution, ...]
+    stages: tuple[StageRow, ...]
+    truncation: tuple[Truncation, ...]
+    quarantine_reasons: dict[str, int]
+    corpus_rows: int
+
+    def __post_init__(self) -> None:
+        if self.predicted.shape != self.exact.shape:
+            raise ValueError(f"predicted is {self.predicted.shape}, exact is {self.exact.shape}")
+        counts, edges = self.score_histogram
+        if len(counts) and len(edges) != len(counts) + 1:
+            raise ValueError(f"{len(counts)} counts need {len(counts) + 1} edges, not {len(edges)}")
+
+    @property
+    def rows_quarantined(self) -> int:
+        """Rows set aside over the whole run."""
+        return sum(self.quarantine_reasons.values())
+
+    def worst_quarantine(self) -> Quarantined:
+        """The stage that lost the largest share of its rows.
+
+        The share is taken stage by stage, so that a small stage that loses much is not hidden by a
+        large corpus, and a row that two stages refuse is not counted twice. Without stages it is the
+        share of quarantined rows in all rows of the corpus.
+        """
+        rows = [
+            Quarantined(row.rows_quarantined / row.rows_in, row.name, row.rows_quarantined)
+            for row in self.stages
+            if row.rows_in
+        ]
+        if rows:
+            return max(rows, key=lambda row: row.share)
+        total = self.corpus_rows + self.rows_quarantined
+        return Quarantined(self.rows_quarantined / total if total else 0.0, "", self.rows_quarantined)
+
+    def attributions(self) -> Iterator[Attribution]:
+        """Every attribution that the page shows."""
+        for query in self.queries:
+            yield from query.attributions
+        yield from self.group
+        yield from self.least
+
+
+def number(value: object) -> float | None:
+    """`value` as a finite float; None for what is missing, not a number, or not finite."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return float(value) if math.isfinite(value) else None
+
+
+def section(evaluation: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A part of `evaluation.json` that is a mapping; empty where the evaluation lacks it."""
+    found = evaluation.get(name)
+    return found if isinstance(found, Mapping) else {}
+
+
+def measured(evaluation: Mapping[str, Any], method: str, figure: str) -> Measured | None:
+    """One method's figure; None where it is missing or undefined (a constant ranking has no rho)."""
+    value = section(section(evaluation, "methods"), method).get(figure)
+    if isinstance(value, Mapping):
+        mean, std = number(value.get("mean")), number(value.get("std"))
+    else:
+        mean, std = number(value), None
+    return None if mean is None else Measured(mean, std)

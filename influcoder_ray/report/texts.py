@@ -1,0 +1,143 @@
+"""Other people's texts, made fit to be shown: no hidden characters, no page-long rows, no megabytes."""
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+from markupsafe import escape
+
+HEAD_CHARACTERS = 600
+HEAD_LINES = 14
+REST_CHARACTERS = 4_000
+
+# Far more than a page shows, so that a text of megabytes costs no more to clean than a page.
+READ_CHARACTERS = 24_000
+
+# Joiners shape emoji and several scripts, and the two direction marks only nudge their neighbours;
+# every other format character (overrides, isolates, tags, byte order marks) hides or reorders text.
+KEPT_FORMATS = frozenset("\u200c\u200d\u200e\u200f")
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A text as the page shows it: the head at once, the rest on request, and how much is left out."""
+
+    head: str
+    rest: str
+    left_out: int
+
+
+def printable(text: str) -> str:
+    """`text` without control, format and non-characters; line ends are newlines, blank runs one line.
+
+    Lone surrogates, which no file could hold, become U+FFFD.
+    """
+    text = re.sub("\r\n?|[\u2028\u2029\u0085\x0b\x0c]", "\n", text)
+    return re.sub(r"\n[ \t]*(?:\n[ \t]*){2,}", "\n\n", "".join(map(_shown_as, text))).strip("\n")
+
+
+def _shown_as(character: str) -> str:
+    if character in "\n\t" or character in KEPT_FORMATS:
+        return character
+    category = unicodedata.category(character)
+    if category == "Cs":
+        return "\N{REPLACEMENT CHARACTER}"
+    nonsense = (ord(character) & 0xFFFE) == 0xFFFE or "\ufdd0" <= character <= "\ufdef"
+    return "" if category in ("Cc", "Cf") or nonsense else character
+
+
+def one_line(text: str, limit: int) -> str:
+    """`text` on one line of at most `limit` characters."""
+    line = " ".join(printable(text[: 8 * limit]).split())
+    if len(line) > limit or (len(text) > 8 * limit and line):
+        return line[: limit - 1].rstrip() + "\N{HORIZONTAL ELLIPSIS}"
+    return line
+
+
+def middle_cut(text: str, limit: int) -> str:
+    """`text` on one line, cut in the middle: of a path, both the place and the name matter."""
+    if len(text) > 8 * limit:
+        text = text[: 4 * limit] + text[-4 * limit :]
+    line = " ".join(printable(text).split())
+    if len(line) <= limit:
+        return line
+    tail = (limit - 1) * 2 // 3
+    return line[: limit - 1 - tail] + "\N{HORIZONTAL ELLIPSIS}" + line[-tail:]
+
+
+def shown(text: str, max_bytes: int) -> Shown:
+    """Cut `text` to what the page shows, at most `max_bytes` of escaped UTF-8 in all."""
+    clean = printable(text[:READ_CHARACTERS])
+    kept = _fitting(clean[: HEAD_CHARACTERS + REST_CHARACTERS], max_bytes)
+    end = _head_end(kept)
+    head, rest = kept[:end], kept[end:]
+    # Characters of the original that cleaning would drop too are counted: the number is an upper bound.
+    beyond = max(len(text) - READ_CHARACTERS, 0)
+    return Shown(head.rstrip(), rest.strip("\n"), len(clean) - len(kept) + beyond)
+
+
+def shown_bytes(text: str) -> int:
+    """The bytes of escaped UTF-8 that `text` would take on a page without a limit in bytes."""
+    return _escaped_bytes(printable(text[:READ_CHARACTERS])[: HEAD_CHARACTERS + REST_CHARACTERS])
+
+
+def allowance(sizes: Sequence[int], budget: int, least: int) -> int:
+    """The largest limit L, not below `least`, with sum(min(size, L)) <= `budget`.
+
+    Short texts leave their unused share to long ones.
+    """
+    left = budget
+    for position, size in enumerate(sorted(sizes)):
+        share = left // (len(sizes) - position)
+        if size > share:
+            return max(share, least)
+        left -= size
+    return max([*sizes, least])
+
+
+def as_yaml(settings: Any, limit: int = 40_000) -> str:
+    """Settings as YAML with their order kept; what YAML has no word for is written as text."""
+    text = yaml.safe_dump(_plain(settings), sort_keys=False, allow_unicode=True, width=100)
+    clean = printable(text)
+    return clean if len(clean) <= limit else clean[:limit] + "\n\N{HORIZONTAL ELLIPSIS}"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(entry) for entry in value]
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
+    return str(value)
+
+
+def _escaped_bytes(text: str) -> int:
+    return len(str(escape(text)).encode("utf-8"))
+
+
+def _fitting(text: str, max_bytes: int) -> str:
+    if _escaped_bytes(text) <= max_bytes:
+        return text
+    used = 0
+    for position, character in enumerate(text):
+        used += _escaped_bytes(character)
+        if used > max_bytes:
+            return text[:position]
+    return text
+
+
+def _head_end(text: str) -> int:
+    """Where the head of `text` ends: at the limit in characters or lines, at a word's end if one is near."""
+    end = min(len(text), HEAD_CHARACTERS)
+    lines = [match.start() for match in re.finditer("\n", text[:end])]
+    if len(lines) >= HEAD_LINES:
+        return lines[HEAD_LINES - 1]
+    if end == len(text) or len(text) - end < HEAD_CHARACTERS // 10:
+        # A few words behind a click would annoy more than they save.
+        return len(text) if text.count("\n") < HEAD_LINES else end
+    border = max(text.rfind(" ", 0, end), text.rfind("\n", 0, end))
+    return border if border > end - 60 else end

@@ -1,0 +1,134 @@
+"""What a reader must know before believing the numbers: contents in, sentences out."""
+
+from influcoder_ray.report.contents import ReportContents, measured, number, section
+from influcoder_ray.report.texts import one_line
+from influcoder_ray.report.wording import count, decimal, percent
+
+CLEAR_LEAD_IN_STDS = 2.0
+"""A lead below two standard deviations is within what another seed or another draw could give."""
+
+MAX_TRUNCATED_SHARE = 0.10
+"""Beyond one example in ten, a ranking speaks of cut texts often enough for a reader to meet them."""
+
+MAX_QUARANTINED_SHARE = 0.01
+"""Beyond one row in a hundred, what is missing can hold an example that belongs at the top."""
+
+MIN_SKETCH_RHO = 0.9
+"""Two sketches of the same gradients agree at .94 and more; below .9 the truth itself is blurred."""
+
+MIN_TEST_QUERIES = 30
+"""A mean over fewer queries moves by several hundredths when one query is exchanged."""
+
+MIN_TEST_POOL = 50
+"""A rank correlation over P examples has a standard error of about 1 / sqrt(P): .14 at 50."""
+
+AGREEMENTS = (("per_query_rho", "per query"), ("aggregated_rho", "aggregated over queries"))
+
+
+def warnings_for(contents: ReportContents) -> list[str]:
+    """The warning sentences that these contents call for, the gravest first; none means none.
+
+    A check that could not be made is a warning too: silence must not read as a pass.
+    """
+    return [
+        *_of_agreement(contents),
+        *_of_splits(contents),
+        *_of_sketch(contents),
+        *_of_test_size(contents),
+        *_of_truncation(contents),
+        *_of_quarantine(contents),
+    ]
+
+
+def _of_agreement(contents: ReportContents) -> list[str]:
+    found = []
+    for figure, name in AGREEMENTS:
+        encoder = measured(contents.evaluation, "encoder", figure)
+        untrained = measured(contents.evaluation, "untrained_encoder", figure)
+        if encoder is None or untrained is None:
+            lacking = "the trained encoder" if encoder is None else "the untrained encoder"
+            found.append(
+                f"Rank agreement ({name}) could not be compared: it is missing or undefined for {lacking}."
+            )
+            continue
+        lead = encoder.mean - untrained.mean
+        figures = f"{decimal(encoder.mean)} against {decimal(untrained.mean)}"
+        if lead <= 0:
+            found.append(
+                f"The encoder is no better than the untrained one in rank agreement ({name}): {figures}. "
+                "Do not rely on its rankings."
+            )
+        elif encoder.std is None or untrained.std is None:
+            found.append(
+                f"It is not known whether the encoder is clearly better than the untrained one in rank "
+                f"agreement ({name}): {figures}, with no measured spread."
+            )
+        elif lead < CLEAR_LEAD_IN_STDS * (spread := max(encoder.std, untrained.std)):
+            found.append(
+                f"The encoder is not clearly better than the untrained one in rank agreement ({name}): "
+                f"{figures}, which is less than twice the spread of {decimal(spread)}."
+            )
+    return found
+
+
+def _of_splits(contents: ReportContents) -> list[str]:
+    audit = section(contents.evaluation, "split_audit")
+    shared, disjoint = number(audit.get("shared_contents")), audit.get("disjoint")
+    if disjoint is True and not shared:
+        return []
+    if disjoint is None and shared is None:
+        return ["The splits were not audited for shared contents: the rank agreement may be flattering."]
+    amount = f"{count(shared)} contents" if shared else "contents"
+    return [
+        f"The training, validation and test splits share {amount}: "
+        "the encoder has seen a part of its test, and the rank agreement is flattering."
+    ]
+
+
+def _of_sketch(contents: ReportContents) -> list[str]:
+    rho = number(section(contents.evaluation, "sketch_fidelity").get("rho"))
+    if rho is None:
+        return ["How faithful the sketches are to the exact gradients was not measured."]
+    if rho < MIN_SKETCH_RHO:
+        return [
+            f"The sketches order pairs differently from the exact gradients (rho {decimal(rho)}, "
+            f"below {decimal(MIN_SKETCH_RHO, 1)}): the truth that the encoder learnt from is blurred. "
+            "A wider sketch helps."
+        ]
+    return []
+
+
+def _of_test_size(contents: ReportContents) -> list[str]:
+    found = []
+    for key, least, name in (
+        ("queries", MIN_TEST_QUERIES, "test queries"),
+        ("pool", MIN_TEST_POOL, "test pool examples"),
+    ):
+        size = number(contents.evaluation.get(key))
+        if size is None:
+            found.append(f"It is not known on how many {name} the quality figures rest.")
+        elif size < least:
+            found.append(
+                f"The quality figures are rough: they rest on {count(size)} {name}, fewer than {least}."
+            )
+    return found
+
+
+def _of_truncation(contents: ReportContents) -> list[str]:
+    return [
+        f"The {one_line(row.who, 40)} saw {percent(row.share)} of the examples cut to "
+        f"{count(row.max_tokens)} tokens: what was cut had no part in the scores."
+        for row in contents.truncation
+        if row.share > MAX_TRUNCATED_SHARE
+    ]
+
+
+def _of_quarantine(contents: ReportContents) -> list[str]:
+    worst = contents.worst_quarantine()
+    if worst.share <= MAX_QUARANTINED_SHARE:
+        return []
+    where = f"the stage {one_line(worst.stage, 40)}" if worst.stage else "the run"
+    return [
+        f"{percent(worst.share)} of the rows that {where} read could not be used "
+        f"({count(worst.rows)} rows): they have no score."
+    ]
