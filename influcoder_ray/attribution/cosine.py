@@ -50,7 +50,7 @@ def blocks(name: str, vectors: Vectors, block_rows: int) -> Iterator[tuple[int, 
 
 
 def ordered_dot(left: npt.NDArray[np.floating], right: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
-    """Row by row dot products in float64, the upper half of the terms folded onto the lower until one is left.
+    """Dot products row by row in float64, the upper half of the terms added to the lower until one is left.
 
     Args:
         left, right: (M, d); one of them may be (1, d).

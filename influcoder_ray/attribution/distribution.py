@@ -1,11 +1,13 @@
 """Where a score stands in its corpus: percentiles, by exact rank or from a histogram that adds up."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 BINS = 4096
+_HALF = BINS // 2
 _ROUNDING = 1e-6
 
 
@@ -13,8 +15,8 @@ _ROUNDING = 1e-6
 class ScoreHistogram:
     """Counts of scores in 4,096 equal bins over [-1, 1]; those of a corpus are the sum of its shards'.
 
-    Bin i holds -1 + i / 2048 <= score < -1 + (i + 1) / 2048; the last holds 1 as well. The edges are
-    exact in float32, so no score's bin depends on rounding.
+    Bin i holds -1 + i / 2048 <= score < -1 + (i + 1) / 2048; the last holds 1 as well. A score
+    is placed by an exact product with 2,048, so no rounding moves one across an edge.
     """
 
     counts: npt.NDArray[np.int64]
@@ -35,7 +37,7 @@ class ScoreHistogram:
         bad = ~(np.abs(values) <= 1 + _ROUNDING)
         if bad.any():
             raise ValueError(f"score {values[bad][0]} is no cosine; it must be finite and in [-1, 1]")
-        places = np.clip(np.floor((values + 1) * (BINS / 2)), 0, BINS - 1).astype(np.int64)
+        places = np.clip(np.floor(values * _HALF) + _HALF, 0, BINS - 1).astype(np.int64)
         return cls(np.bincount(places, minlength=BINS).astype(np.int64))
 
     def __add__(self, other: "ScoreHistogram") -> "ScoreHistogram":
@@ -59,11 +61,11 @@ class ScoreHistogram:
             raise ValueError("the histogram is empty; a percentile needs at least one score")
         if np.isnan(score):
             raise ValueError("the score is not a number; it has no percentile")
-        place = min(max((score + 1) * (BINS / 2), 0.0), float(BINS))
-        whole = int(place)
-        below = float(self.counts[:whole].sum())
-        if whole < BINS:
-            below += (place - whole) * float(self.counts[whole])
+        place = min(max(float(score), -1.0), 1.0) * _HALF
+        whole = math.floor(place)
+        below = float(self.counts[: whole + _HALF].sum())
+        if whole < _HALF:
+            below += (place - whole) * float(self.counts[whole + _HALF])
         return 100.0 * below / self.total
 
     def coarse(self, bins: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:

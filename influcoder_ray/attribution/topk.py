@@ -75,19 +75,24 @@ def rank_shard(
     directions = unit_rows(queries)
     error = _product_error(queries.shape[1])
     best = _empty(len(queries))
+    waiting: list[_Places] = []
     for start, block in blocks("vectors", vectors, block_rows):
         rough = directions @ unit_rows(block).T
         of_query, of_row = np.nonzero(rough >= _bar(rough, best, k, error)[:, None])
-        scores = _scores(queries, block, of_query, of_row)
         found = _Places(
             of_query,
-            scores,
+            _scores(queries, block, of_query, of_row),
             np.array([str(example_ids[start + row]) for row in of_row.tolist()], dtype=object),
             np.full(len(of_row), shard, dtype=object),
             of_row + start,
         )
-        best = _cut([_places(best), found], len(queries), k, start + len(block))
-    return best
+        waiting.append(found)
+        # Sorting costs the whole ranking, so it waits until as many candidates have come as there are
+        # places. Until then the bar is lower than it could be, which lets more through and loses none.
+        if sum(len(part.query) for part in waiting) >= len(queries) * k:
+            best = _cut([_places(best), *waiting], len(queries), k, start + len(block))
+            waiting = []
+    return _cut([_places(best), *waiting], len(queries), k, len(vectors))
 
 
 def merge(rankings: Sequence[Ranking], k: int) -> Ranking:
@@ -162,17 +167,17 @@ def _empty(queries: int) -> Ranking:
     return Ranking(np.empty((queries, 0), np.float32), texts, texts, np.empty((queries, 0), np.int64), 0)
 
 
-def _bar(rough: npt.NDArray[np.float32], best: Ranking, k: int, error: float) -> npt.NDArray[np.float64]:
+def _bar(rough: npt.NDArray[np.float32], best: Ranking, k: int, error: float) -> npt.NDArray[np.float32]:
     """(Q,) rough score below which no row of this (Q, rows) block can be among the k best seen so far."""
     queries, rows = rough.shape
-    bar = np.full(queries, -np.inf)
+    bar = np.full(queries, -np.inf, dtype=np.float32)
     if best.scores.shape[1] == k:
-        bar = best.scores[:, -1].astype(np.float64) - error
+        bar = best.scores[:, -1] - np.float32(error)
     if rows > k and np.count_nonzero(rough >= bar[:, None]) > queries * k:
         # k rows of this block score at least its k-th rough score less one error; a row that is to stand
         # beside them can look worse by one error more.
         kth = np.partition(rough, rows - k, axis=1)[:, rows - k]
-        bar = np.maximum(bar, kth.astype(np.float64) - 2 * error)
+        bar = np.maximum(bar, kth - np.float32(2 * error))
     return bar
 
 
@@ -180,8 +185,8 @@ def _product_error(width: int) -> float:
     """Bound on |rough product - score|: Higham (2002), eq. 3.5, with unit roundoff u = 2^-24.
 
     A dot product of unit vectors is off by at most about d u; scaling a row to unit length adds at most
-    (d / 2 + 4) u, a query as much, and the score's own rounding u: 2 d u and a few u, doubled to cover
-    the terms of second order.
+    (d / 2 + 4) u, a query as much, and the score's own rounding u: 2 d u and a few u. The sum is doubled,
+    to cover the terms of second order and the rounding of the bar itself.
     """
     return (4 * width + 32) * 2.0**-24
 

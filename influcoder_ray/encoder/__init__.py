@@ -1,0 +1,1 @@
+"""The student: a text encoder whose cosines reproduce the teacher's influence."""

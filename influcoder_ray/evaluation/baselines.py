@@ -50,8 +50,9 @@ def random_summary(exact: npt.ArrayLike, *, recall_at: Sequence[int], draws: int
     truth = np.asarray(exact, dtype=np.float64)
     if truth.ndim != 2:
         raise ValueError(f"exact has shape {truth.shape}; queries x pool is needed")
+    queries, pool = truth.shape
     estimates = [
-        point_estimates(random_scores(*truth.shape, int(draw_seed)), truth, recall_at)
+        point_estimates(random_scores(queries, pool, int(draw_seed)), truth, recall_at)
         for draw_seed in np.random.SeedSequence(seed).generate_state(draws, np.uint64)
     ]
     columns = {name: [estimate[name] for estimate in estimates] for name in estimates[0]}

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 
@@ -13,7 +14,7 @@ class Attribution:
     """One example of the corpus and where it stands.
 
     `rank` counts from 1. `score` is a cosine in [-1, 1]; higher means more influence towards the
-    query. `percentile` is the share of the corpus that ranks below, in percent, 0 to 100.
+    query. `percentile` is the share of the other rows of the corpus that rank below, in percent, 0 to 100.
     """
 
     rank: int
@@ -162,7 +163,7 @@ class ReportContents:
 
 def number(value: object) -> float | None:
     """`value` as a finite float; None for what is missing, not a number, or not finite."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         return None
     return float(value) if math.isfinite(value) else None
 

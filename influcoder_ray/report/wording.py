@@ -9,7 +9,7 @@ MINUS = "\N{MINUS SIGN}"
 
 
 def decimal(value: object, places: int = 3) -> str:
-    """A figure with a fixed number of places and a true minus sign: 0.741, −0.020."""
+    """A figure with a fixed number of places and a true minus sign."""
     known = number(value)
     if known is None:
         return MISSING
@@ -24,7 +24,10 @@ def count(value: object) -> str:
 
 
 def percent(share: object) -> str:
-    """A share in 0 to 1 as a percentage; what is above nothing never reads as 0%, nor what is short of all as 100%."""
+    """A share in 0 to 1 as a percentage.
+
+    Something never reads as 0%, and what is short of all never reads as 100%.
+    """
     known = number(share)
     if known is None:
         return MISSING
@@ -43,8 +46,8 @@ def percentile(value: object) -> str:
     known = number(value)
     if known is None:
         return MISSING
-    # Two more digits than a share of a thousand needs: 99.97 and 99.99 are different finds.
-    text = f"{math.floor(known * 100 + 1e-6) / 100:.2f}".rstrip("0").rstrip(".")
+    # A percentile that was stored in float32 may lie 1e-5 below its own two digits.
+    text = f"{math.floor(known * 100 + 1e-3) / 100:.2f}".rstrip("0").rstrip(".")
     return text.replace("-", MINUS)
 
 

@@ -1,0 +1,177 @@
+"""The encoder: token states pooled to one unit vector a text, in a layout that others load."""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+from influcoder_ray.encoder.specs import EncoderSpec
+from influcoder_ray.errors import UserError
+from influcoder_ray.examples import Example
+from influcoder_ray.examples.batching import token_batches
+from influcoder_ray.examples.tokens import text_window
+
+Pooling = Literal["mean", "cls"]
+
+
+class Encoder:
+    """A transformer encoder with pooling; every vector has length one.
+
+    Dropout is off in training too: a step's gradient then depends on the step alone, not on how its
+    texts were spread over workers.
+    """
+
+    def __init__(self, model: nn.Module, tokenizer: Any, pooling: Pooling, spec: EncoderSpec) -> None:
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.pooling = pooling
+        self.spec = spec
+        self.device = next(model.parameters()).device
+
+    @staticmethod
+    def load(spec: EncoderSpec, device: torch.device) -> "Encoder":
+        """Load an encoder from its folder; safetensors only.
+
+        Raises:
+            UserError: the folder holds no encoder, or the window is wider than its positions.
+        """
+        check_encoder(spec)
+        model: nn.Module = AutoModel.from_pretrained(spec.path, dtype=torch.float32, use_safetensors=True)
+        tokenizer = AutoTokenizer.from_pretrained(spec.path)
+        return Encoder(model.to(device), tokenizer, _pooling(spec), spec)
+
+    @property
+    def dimensions(self) -> int:
+        """Numbers in a vector."""
+        return int(self.model.config.hidden_size)  # type: ignore[union-attr,arg-type]
+
+    def windows(self, examples: Sequence[Example]) -> tuple[list[list[int]], list[bool]]:
+        """Token ids of each example inside this encoder's window, and whether anything was cut."""
+        return text_window(examples, self.tokenizer, max_tokens=self.spec.max_tokens)
+
+    def vectors(
+        self, windows: Sequence[Sequence[int]], report: Callable[[int], None] = lambda rows: None
+    ) -> Tensor:
+        """Unit vectors (N, d) float32 of token ids, in their order; carries gradients where enabled.
+
+        Args:
+            report: called with the number of rows done since the last call.
+        """
+        if not windows:
+            return torch.zeros(0, self.dimensions, device=self.device)
+        batches = token_batches([len(w) for w in windows], self.spec.tokens_per_batch)
+        parts = []
+        for rows in batches:
+            parts.append(self._forward([windows[row] for row in rows]))
+            report(len(rows))
+        order = torch.tensor([row for rows in batches for row in rows], device=self.device)
+        return torch.cat(parts)[torch.argsort(order)]
+
+    def embed(
+        self, examples: Sequence[Example], report: Callable[[int], None] = lambda rows: None
+    ) -> tuple[np.ndarray, list[bool]]:
+        """Unit vectors (N, d) float32 of examples and whether each was cut; no gradients."""
+        windows, cut = self.windows(examples)
+        with torch.inference_mode():
+            return self.vectors(windows, report).cpu().numpy(), cut
+
+    def save(self, folder: Path) -> None:
+        """Write the encoder so that transformers and sentence-transformers both load it."""
+        self.model.save_pretrained(folder)  # type: ignore[operator]
+        self.tokenizer.save_pretrained(folder)
+        modules = ["Transformer", "Pooling", "Normalize"]
+        _write_json(
+            folder / "modules.json",
+            [
+                {
+                    "idx": i,
+                    "name": str(i),
+                    "path": "" if i == 0 else f"{i}_{name}",
+                    "type": f"sentence_transformers.models.{name}",
+                }
+                for i, name in enumerate(modules)
+            ],
+        )
+        _write_json(
+            folder / "sentence_bert_config.json",
+            {"max_seq_length": self.spec.max_tokens, "do_lower_case": False},
+        )
+        _write_json(
+            folder / "1_Pooling" / "config.json",
+            {
+                "word_embedding_dimension": self.dimensions,
+                "pooling_mode_cls_token": self.pooling == "cls",
+                "pooling_mode_mean_tokens": self.pooling == "mean",
+            },
+        )
+        (folder / "2_Normalize").mkdir(exist_ok=True)
+
+    def _forward(self, windows: Sequence[Sequence[int]]) -> Tensor:
+        longest = max(len(w) for w in windows)
+        ids = torch.full((len(windows), longest), self.tokenizer.pad_token_id or 0, dtype=torch.long)
+        mask = torch.zeros(len(windows), longest, dtype=torch.long)
+        for row, window in enumerate(windows):
+            ids[row, : len(window)] = torch.tensor(window)
+            mask[row, : len(window)] = 1
+        ids, mask = ids.to(self.device), mask.to(self.device)
+        states = self.model(input_ids=ids, attention_mask=mask).last_hidden_state
+        if self.pooling == "cls":
+            pooled = states[:, 0]
+        else:
+            weights = mask.unsqueeze(-1).to(states.dtype)
+            pooled = (states * weights).sum(1) / weights.sum(1)
+        return functional.normalize(pooled.float(), dim=1)
+
+
+def check_encoder(spec: EncoderSpec) -> None:
+    """Refuse a folder that holds no encoder, or a window that it cannot take; reads no weights.
+
+    Raises:
+        UserError: naming the folder and what is wrong with it.
+    """
+    if not os.path.isdir(spec.path):  # noqa: PTH112 - the path is the user's word, kept as it is
+        raise UserError(f"encoder.path: {spec.path} is no folder; give an encoder's folder")
+    try:
+        config = AutoConfig.from_pretrained(spec.path)
+    except (ValueError, OSError) as error:
+        raise UserError(
+            f"encoder.path: {spec.path} is no model ({str(error).splitlines()[0]}); "
+            "give a folder with config.json"
+        ) from error
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and spec.max_tokens > positions:
+        raise UserError(
+            f"encoder.max_tokens: {spec.max_tokens} is more than the {positions} positions of {spec.path}; "
+            f"give at most {positions}"
+        )
+
+
+def _pooling(spec: EncoderSpec) -> Pooling:
+    if spec.pooling != "auto":
+        return spec.pooling
+    modules = Path(spec.path) / "modules.json"
+    if not modules.exists():
+        return "mean"
+    for module in json.loads(modules.read_bytes()):
+        if module["type"].endswith("Pooling"):
+            config = json.loads((Path(spec.path) / module["path"] / "config.json").read_bytes())
+            if config.get("pooling_mode_cls_token") or config.get("pooling_mode") == "cls":
+                return "cls"
+            if config.get("pooling_mode_mean_tokens") or config.get("pooling_mode") == "mean":
+                return "mean"
+            raise UserError(
+                f"encoder.path: {spec.path} pools in a way that is neither mean nor cls; set encoder.pooling"
+            )
+    return "mean"
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=2))

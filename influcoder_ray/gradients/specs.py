@@ -1,0 +1,61 @@
+"""What steers the teacher."""
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from influcoder_ray.examples.tokens import Template
+from influcoder_ray.spec import Spec
+
+
+class ModelSpec(Spec):
+    """The causal LM whose behaviour is to be explained, and how examples are put before it."""
+
+    path: str = Field(description="Folder of the causal LM in Hugging Face layout.")
+    template: Template = Field(
+        default="auto",
+        description="How prompt and response are joined: the model's chat template, plain lines, or "
+        "auto (the chat template where the tokenizer has one).",
+    )
+    max_tokens: int = Field(default=1024, ge=8, description="The window: tokens of an example that are used.")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="Number type of the weights and activations."
+    )
+    tokens_per_batch: int = Field(
+        default=1024, ge=8, description="Tokens of one forward and backward pass, padding included."
+    )
+    trust_remote_code: bool = Field(
+        default=False, description="Run Python code that the model's folder brings; off unless asked for."
+    )
+
+
+class AdapterSpec(Spec):
+    """The LoRA adapter on whose weights gradients are taken: fresh and seeded, or a trained one."""
+
+    path: str | None = Field(
+        default=None, description="Folder of a trained PEFT LoRA adapter; the other fields then come from it."
+    )
+    rank: int = Field(default=16, ge=1, description="Rank R of a fresh adapter.")
+    alpha: float | None = Field(default=None, gt=0, description="LoRA alpha of a fresh adapter; 2R if unset.")
+    targets: str | tuple[str, ...] = Field(
+        default="all-linear",
+        description="Modules that carry a fresh adapter, as peft reads it: all-linear, names, or a pattern.",
+    )
+
+
+class SketchSpec(Spec):
+    """The CountSketch of gradients."""
+
+    width: int = Field(
+        default=16_384, ge=1_024, le=262_144, description="Width D of a sketch, a power of two."
+    )
+    dtype: Literal["float16", "float32"] = Field(
+        default="float16", description="Number type in which unit-length sketches are stored."
+    )
+
+    @field_validator("width")
+    @classmethod
+    def _power_of_two(cls, width: int) -> int:
+        if width & (width - 1):
+            raise ValueError(f"{width} is no power of two; give one from 1024 to 262144")
+        return width

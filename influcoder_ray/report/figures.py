@@ -1,0 +1,270 @@
+"""The report's figures as SVG text that takes its colours and its type from the page around it.
+
+Matplotlib draws with stand-in colours, which become `currentColor` and the page's CSS variables (with
+a fallback that reads on light and dark), so that one drawing serves both colour schemes.
+"""
+
+import io
+import math
+import re
+from collections.abc import Sequence
+
+import matplotlib
+import numpy as np
+import numpy.typing as npt
+from markupsafe import escape
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from influcoder_ray.report.contents import EpochRow
+
+INK, MUTED, RULE, FIRST, SECOND = "#010101", "#020202", "#030303", "#040404", "#050505"
+_PAGE_COLOURS = {
+    INK: "currentColor",
+    MUTED: "var(--muted, #7a8288)",
+    RULE: "var(--rule, #9aa0a6)",
+    FIRST: "var(--first, #2a8a86)",
+    SECOND: "var(--second, #c8702a)",
+}
+
+# 331 points wide: at a telephone's width the type keeps its size, on a desk it grows by half.
+_WIDTH = 4.6
+_STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "influcoder-ray",
+    "font.size": 10,
+    "axes.labelsize": 10,
+    "xtick.labelsize": 9.5,
+    "ytick.labelsize": 9.5,
+    "legend.fontsize": 10,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": MUTED,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.8,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "grid.color": RULE,
+    "grid.linewidth": 0.7,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "axes.unicode_minus": True,
+    "figure.constrained_layout.use": True,
+}
+
+_HEXAGONS = 34
+_SHADES = 8
+LEAST_PAIRS_FOR_TREND = 60
+_MOST_BARS = 96
+
+
+def training_curve(epochs: Sequence[EpochRow], label: str) -> str | None:
+    """Validation agreement (both kinds) and training loss by epoch; None without epochs.
+
+    `label` describes the figure to those who cannot see it.
+    """
+    if not epochs:
+        return None
+    rows = sorted(epochs, key=lambda row: row.epoch)
+    numbers = [row.epoch for row in rows]
+    losses = [(row.epoch, row.loss) for row in rows if row.loss is not None and math.isfinite(row.loss)]
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(_WIDTH, 3.7 if losses else 2.7))
+        if losses:
+            above, below = figure.subplots(2, 1, sharex=True, height_ratios=[2.3, 1])
+        else:
+            above = below = figure.subplots()
+        per_query = [row.validation_per_query_rho for row in rows]
+        aggregated = [row.validation_aggregated_rho for row in rows]
+        above.plot(numbers, aggregated, "--s", color=SECOND, markersize=4, linewidth=1.6, label="aggregated")
+        above.plot(numbers, per_query, "-o", color=FIRST, markersize=4.5, linewidth=2, label="per query")
+        above.set_ylabel("rank agreement")
+        above.margins(y=0.12)
+        above.legend(
+            loc="lower left",
+            bbox_to_anchor=(0, 1),
+            ncols=3,
+            borderaxespad=0.2,
+            handlelength=2.4,
+            borderpad=0.1,
+        )
+        chosen = next((row.epoch for row in rows if row.chosen), None)
+        for axes in dict.fromkeys((above, below)):
+            if chosen is not None:
+                axes.axvline(chosen, color=MUTED, linewidth=1, linestyle=(0, (2, 3)), zorder=0.5)
+        if chosen is not None:
+            right = chosen > (numbers[0] + numbers[-1]) / 2
+            above.annotate(
+                "chosen",
+                (chosen, 0.02),
+                xycoords=("data", "axes fraction"),
+                xytext=(-4 if right else 4, 2),
+                textcoords="offset points",
+                ha="right" if right else "left",
+                color=INK,
+            )
+        if losses:
+            below.plot(*zip(*losses, strict=True), "-o", color=MUTED, markersize=3, linewidth=1.4)
+            below.set_ylabel("loss")
+            below.yaxis.set_major_locator(MaxNLocator(3))
+            below.margins(y=0.18)
+        below.set_xlabel("epoch (0: before training)")
+        below.xaxis.set_major_locator(MaxNLocator(nbins=9, integer=True, min_n_ticks=1))
+        if len(set(numbers)) == 1:
+            below.set_xlim(numbers[0] - 0.5, numbers[0] + 0.5)
+        figure.align_ylabels()
+        return _as_page_svg(figure, "training", label)
+
+
+def predicted_against_exact(
+    predicted: npt.NDArray[np.floating], exact: npt.NDArray[np.floating], label: str
+) -> tuple[str, int] | None:
+    """All pairs of (Q, P) predicted and exact cosines, as shaded hexagons with the median trend.
+
+    Returns the figure and the number of pairs beyond its frame, or None where no pair is finite. The
+    frame holds the middle 99% of each axis, since a few extreme gradients would flatten the rest.
+    """
+    finite = np.isfinite(predicted) & np.isfinite(exact)
+    across = np.asarray(predicted[finite], dtype=np.float64)
+    up = np.asarray(exact[finite], dtype=np.float64)
+    if not across.size:
+        return None
+    (left, right), (low, high) = _frame(across), _frame(up)
+    inside = (across >= left) & (across <= right) & (up >= low) & (up <= high)
+    with matplotlib.rc_context(_STYLE | {"axes.grid": False}):
+        figure = Figure(figsize=(_WIDTH, 3.7))
+        axes = figure.subplots()
+        cells = axes.hexbin(
+            across[inside],
+            up[inside],
+            gridsize=_HEXAGONS,
+            extent=(left, right, low, high),
+            mincnt=1,
+            linewidths=0,
+            edgecolors="none",
+        )
+        counts = np.asarray(cells.get_array(), dtype=np.float64)
+        depth = np.log1p(counts) / np.log1p(counts.max())
+        cells.set_array(None)
+        cells.set_facecolor([(*_rgb(FIRST), 0.12 + 0.88 * math.ceil(d * _SHADES) / _SHADES) for d in depth])
+        if across.size >= LEAST_PAIRS_FOR_TREND:
+            _draw_trend(axes, across, up)
+        axes.set_xlim(left, right)
+        axes.set_ylim(low, high)
+        axes.set_xlabel("predicted: cosine of the encoder's vectors")
+        axes.set_ylabel("exact: cosine of the gradients")
+        axes.xaxis.set_major_locator(MaxNLocator(6))
+        axes.yaxis.set_major_locator(MaxNLocator(6))
+        return _as_page_svg(figure, "pairs", label), int((~inside).sum())
+
+
+def score_distribution(
+    counts: npt.NDArray[np.integer], edges: npt.NDArray[np.floating], best: Sequence[float], label: str
+) -> str | None:
+    """The share of all query x corpus scores in each bin; None where nothing was counted.
+
+    `counts` is (B,), `edges` (B + 1,). `best` holds each query's highest score: their median is marked.
+    """
+    counts = np.asarray(counts, dtype=np.float64)
+    held = np.flatnonzero(counts)
+    if not held.size:
+        return None
+    first, last = held[0], held[-1] + 1
+    step = math.ceil((last - first) / _MOST_BARS)
+    starts = np.arange(first, last, step)
+    heights = np.add.reduceat(counts[:last], starts) / counts.sum()
+    borders = np.append(np.asarray(edges, dtype=np.float64)[starts], edges[last])
+    # The last bar may join fewer bins than the others: drawn as a density, it must not look shorter.
+    heights = heights * np.median(np.diff(borders)) / np.diff(borders)
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(_WIDTH, 2.9))
+        axes = figure.subplots()
+        axes.stairs(heights, borders, fill=True, color=FIRST, alpha=0.3, linewidth=0)
+        axes.stairs(heights, borders, color=FIRST, linewidth=1.5)
+        axes.set_ylim(0, heights.max() * 1.16)
+        finite = [score for score in best if math.isfinite(score)]
+        if finite:
+            mark = float(np.median(finite))
+            axes.axvline(mark, color=SECOND, linewidth=1.6, linestyle=(0, (4, 2)))
+            borders = np.append(borders, mark)
+            on_left = mark > (borders.min() + borders.max()) / 2
+            axes.annotate(
+                "median query's\nbest example",
+                (mark, 1),
+                xycoords=("data", "axes fraction"),
+                xytext=(-5 if on_left else 5, -2),
+                textcoords="offset points",
+                ha="right" if on_left else "left",
+                va="top",
+                color=INK,
+            )
+        pad = 0.03 * (borders.max() - borders.min())
+        axes.set_xlim(borders.min() - pad, borders.max() + pad)
+        axes.set_xlabel("score (cosine)")
+        axes.set_ylabel("share of all scores")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g}%"))
+        axes.yaxis.set_major_locator(MaxNLocator(4))
+        axes.xaxis.set_major_locator(MaxNLocator(7))
+        return _as_page_svg(figure, "scores", label)
+
+
+def _draw_trend(axes: Axes, across: npt.NDArray[np.float64], up: npt.NDArray[np.float64]) -> None:
+    """Median and quartiles of the exact influence in each tenth of the predicted one."""
+    tenths = np.array_split(np.argsort(across, kind="stable"), 10)
+    middle = np.array([np.median(across[rows]) for rows in tenths])
+    low, median, high = np.array([np.percentile(up[rows], [25, 50, 75]) for rows in tenths]).T
+    axes.errorbar(
+        middle,
+        median,
+        yerr=[median - low, high - median],
+        fmt="-o",
+        color=SECOND,
+        markersize=4,
+        linewidth=1.6,
+        elinewidth=1.1,
+    )
+
+
+def _frame(values: npt.NDArray[np.float64]) -> tuple[float, float]:
+    low, high = (float(bound) for bound in np.percentile(values, [0.5, 99.5]))
+    pad = max(0.04 * (high - low), 1e-3)
+    return low - pad, high + pad
+
+
+def _rgb(colour: str) -> tuple[float, float, float]:
+    red, green, blue = (int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5))
+    return red, green, blue
+
+
+def _as_page_svg(figure: Figure, name: str, label: str) -> str:
+    """The figure as an `<svg>` element: no prologue, no fixed size, ids of its own, the page's colours."""
+    drawn = io.StringIO()
+    figure.savefig(
+        drawn,
+        format="svg",
+        transparent=True,
+        metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")),
+    )
+    svg = drawn.getvalue()
+    svg = svg[svg.index("<svg") :].strip()
+    svg = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
+    svg = re.sub(r'href="#([^"]+)"', rf'href="#{name}-\1"', svg)
+    svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", svg)
+    for stand_in, colour in _PAGE_COLOURS.items():
+        svg = svg.replace(stand_in, colour)
+    # The drawing's own type would be the only one on the page that a reader may not have.
+    svg = re.sub(r"font-family: [^;\"]*", "font-family: var(--sans, sans-serif)", svg)
+    svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font: \1px var(--sans, sans-serif)", svg)
+    width, height = figure.get_size_inches() * 72
+    opening = (
+        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+        f'class="plot" role="img" aria-label="{escape(label)}" viewBox="0 0 {width:g} {height:g}">'
+    )
+    return re.sub(r"\n\s*\n+", "\n", re.sub(r"^<svg[^>]*>", lambda _: opening, svg, count=1))
