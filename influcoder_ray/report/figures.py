@@ -8,6 +8,7 @@ import io
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import matplotlib
 import numpy as np
@@ -62,6 +63,15 @@ _HEXAGONS = 34
 _SHADES = 8
 LEAST_PAIRS_FOR_TREND = 60
 _MOST_BARS = 96
+
+
+@dataclass(frozen=True)
+class PairsFigure:
+    """Predicted against exact influence: the drawing, the pairs beyond its frame, and whether it has a trend."""
+
+    svg: str
+    outside: int
+    has_trend: bool
 
 
 def training_curve(epochs: Sequence[EpochRow], label: str) -> str | None:
@@ -124,11 +134,11 @@ def training_curve(epochs: Sequence[EpochRow], label: str) -> str | None:
 
 def predicted_against_exact(
     predicted: npt.NDArray[np.floating], exact: npt.NDArray[np.floating], label: str
-) -> tuple[str, int] | None:
+) -> PairsFigure | None:
     """All pairs of (Q, P) predicted and exact cosines, as shaded hexagons with the median trend.
 
-    Returns the figure and the number of pairs beyond its frame, or None where no pair is finite. The
-    frame holds the middle 99% of each axis, since a few extreme gradients would flatten the rest.
+    None where no pair is finite. The frame holds the middle 99% of each axis, since a few extreme
+    gradients would flatten the rest.
     """
     finite = np.isfinite(predicted) & np.isfinite(exact)
     across = np.asarray(predicted[finite], dtype=np.float64)
@@ -153,7 +163,8 @@ def predicted_against_exact(
         depth = np.log1p(counts) / np.log1p(counts.max())
         cells.set_array(None)
         cells.set_facecolor([(*_rgb(FIRST), 0.12 + 0.88 * math.ceil(d * _SHADES) / _SHADES) for d in depth])
-        if across.size >= LEAST_PAIRS_FOR_TREND:
+        has_trend = across.size >= LEAST_PAIRS_FOR_TREND
+        if has_trend:
             _draw_trend(axes, across, up)
         axes.set_xlim(left, right)
         axes.set_ylim(low, high)
@@ -161,7 +172,7 @@ def predicted_against_exact(
         axes.set_ylabel("exact: cosine of the gradients")
         axes.xaxis.set_major_locator(MaxNLocator(6))
         axes.yaxis.set_major_locator(MaxNLocator(6))
-        return _as_page_svg(figure, "pairs", label), int((~inside).sum())
+        return PairsFigure(_as_page_svg(figure, "pairs", label), int((~inside).sum()), has_trend)
 
 
 def score_distribution(

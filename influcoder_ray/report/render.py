@@ -65,7 +65,7 @@ def render_html(contents: ReportContents) -> str:
         stage_columns=sections.STAGE_COLUMNS,
         stages=sections.stages(contents),
         truncation=contents.truncation,
-        reasons=sections.reasons(contents.quarantine_reasons),
+        reasons=sections.quarantine_reasons(contents.quarantine_reasons),
         settings=texts.as_yaml(contents.settings),
         script=Markup(script),
         script_hash=f"sha256-{digest}",

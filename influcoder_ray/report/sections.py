@@ -42,6 +42,8 @@ STAGE_COLUMNS = (
 
 @dataclass(frozen=True)
 class Headline:
+    """One large number, what it counts and what it means."""
+
     name: str
     value: str
     meaning: str
@@ -49,6 +51,8 @@ class Headline:
 
 @dataclass(frozen=True)
 class Cell:
+    """One method's figure; `best` where no other method has a higher one."""
+
     mean: str
     std: str
     best: bool
@@ -56,12 +60,16 @@ class Cell:
 
 @dataclass(frozen=True)
 class QualityRow:
+    """One method, with a cell for each column of the table."""
+
     name: str
     cells: tuple[Cell, ...]
 
 
 @dataclass(frozen=True)
 class Quality:
+    """The quality table, method by figure."""
+
     columns: tuple[str, ...]
     rows: tuple[QualityRow, ...]
     caption: str
@@ -70,6 +78,8 @@ class Quality:
 
 @dataclass(frozen=True)
 class Drawing:
+    """One figure with its caption; `absent` says why there is none where `svg` is None."""
+
     name: str
     meaning: str
     svg: Markup | None
@@ -82,6 +92,7 @@ def _plural(amount: object, one: str, many: str) -> str:
 
 
 def summary(contents: ReportContents) -> str:
+    """What was run, in a line below the title."""
     seconds = sum(row.seconds for row in contents.stages)
     took = f", in {duration(seconds)} of computing" if seconds else ""
     return (
@@ -91,23 +102,21 @@ def summary(contents: ReportContents) -> str:
 
 
 def headline(contents: ReportContents) -> list[Headline]:
-    def mean(method: str, figure: str) -> object:
+    """The three numbers that a reader takes away."""
+
+    def mean(method: str, figure: str) -> str:
         found = measured(contents.evaluation, method, figure)
-        return found.mean if found else None
+        return decimal(found.mean if found else None, 2)
 
     worst = contents.worst_quarantine()
-    of_stage = (
-        f" of the rows that the stage {one_line(worst.stage, 40)} read, which lost most"
-        if worst.stage
-        else ""
-    )
+    of_stage = f" of the rows that the stage {one_line(worst.stage, 40)} read" if worst.stage else ""
     return [
         Headline(
             "rank agreement with exact influence, per query",
-            decimal(mean("encoder", "per_query_rho"), 2),
-            f"Before training it was {decimal(mean('untrained_encoder', 'per_query_rho'), 2)}. 1 would be the exact "
-            f"order. Aggregated over queries: {decimal(mean('encoder', 'aggregated_rho'), 2)}, "
-            f"before {decimal(mean('untrained_encoder', 'aggregated_rho'), 2)}.",
+            mean("encoder", "per_query_rho"),
+            f"Before training it was {mean('untrained_encoder', 'per_query_rho')}. 1 would be the exact "
+            f"order. Aggregated over queries: {mean('encoder', 'aggregated_rho')}, "
+            f"before training {mean('untrained_encoder', 'aggregated_rho')}.",
         ),
         Headline(
             "rows of the corpus attributed",
@@ -117,55 +126,59 @@ def headline(contents: ReportContents) -> list[Headline]:
         Headline(
             "of rows not usable",
             percent(worst.share),
-            f"The share{of_stage}. {_plural(contents.rows_quarantined, 'row was', 'rows were')} set aside in all, "
-            "each with its reason.",
+            f"The share{of_stage}{', which lost most' if worst.stage and worst.rows else ''}. Over the whole run "
+            f"{_plural(contents.rows_quarantined, 'row was', 'rows were')} set aside.",
         ),
     ]
 
 
 def checks(contents: ReportContents) -> list[tuple[str, str]]:
-    evaluation = contents.evaluation
-    audit, sketch = section(evaluation, "split_audit"), section(evaluation, "sketch_fidelity")
-    found = [
-        (
-            "Measured on",
-            f"{count(evaluation.get('queries'))} test queries by {count(evaluation.get('pool'))} test pool examples.",
-        )
+    """What the quality figures rest on: a name and a finding each."""
+    return [
+        ("Measured on", f"{_test_size(contents.evaluation)}."),
+        ("Splits by content", _splits(section(contents.evaluation, "split_audit"))),
+        ("Sketches against gradients", _sketches(section(contents.evaluation, "sketch_fidelity"))),
+        ("Cut to fit a window", _windows(contents)),
     ]
-    if audit:
-        apart = audit.get("disjoint") is True and not number(audit.get("shared_contents"))
-        sizes = ", ".join(
-            f"{one_line(str(name), 40)} {count(size)}" for name, size in section(audit, "sizes").items()
-        )
-        found.append(
-            (
-                "Splits by content",
-                ("No content is in two splits." if apart else "Some content is in more than one split.")
-                + (f" Sizes: {sizes}." if sizes else ""),
-            )
-        )
-    else:
-        found.append(("Splits by content", "Not audited."))
-    found.append(
-        (
-            "Sketches against gradients",
-            f"rho {decimal(sketch.get('rho'))}, mean absolute error of the cosine "
-            f"{decimal(sketch.get('mean_absolute_error'), 4)}, over {_plural(sketch.get('pairs'), 'pair', 'pairs')} of "
-            f"{_plural(sketch.get('examples'), 'example', 'examples')}; {count(sketch.get('width'))} numbers a sketch."
-            if sketch
-            else "Not measured.",
-        )
+
+
+def _test_size(evaluation: Mapping[str, Any]) -> str:
+    queries, pool = evaluation.get("queries"), evaluation.get("pool")
+    return f"{count(queries)} test queries by {count(pool)} test pool examples"
+
+
+def _splits(audit: Mapping[str, Any]) -> str:
+    if not audit:
+        return "Not audited."
+    apart = audit.get("disjoint") is True and not number(audit.get("shared_contents"))
+    sizes = [f"{one_line(str(name), 40)} {count(size)}" for name, size in section(audit, "sizes").items()]
+    finding = "No content is in two splits." if apart else "Some content is in more than one split."
+    return f"{finding} Sizes: {', '.join(sizes)}." if sizes else finding
+
+
+def _sketches(fidelity: Mapping[str, Any]) -> str:
+    if not fidelity:
+        return "Not measured."
+    return (
+        f"Rho {decimal(fidelity.get('rho'))}, mean absolute error of the cosine "
+        f"{decimal(fidelity.get('mean_absolute_error'), 4)}, over "
+        f"{_plural(fidelity.get('pairs'), 'pair', 'pairs')} of "
+        f"{_plural(fidelity.get('examples'), 'example', 'examples')}; "
+        f"{count(fidelity.get('width'))} numbers a sketch."
     )
-    if contents.truncation:
-        cut = "; ".join(
-            f"{one_line(row.who, 40)} {percent(row.share)} at {count(row.max_tokens)} tokens"
-            for row in contents.truncation
-        )
-        found.append(("Cut to fit a window", f"{cut}."))
-    return found
+
+
+def _windows(contents: ReportContents) -> str:
+    found = [
+        f"{one_line(row.who, 40).capitalize()}: {percent(row.share)} of the examples, "
+        f"at {count(row.max_tokens)} tokens."
+        for row in contents.truncation
+    ]
+    return " ".join(found) or "Not recorded."
 
 
 def quality(evaluation: Mapping[str, Any]) -> Quality:
+    """Every method and every figure that the evaluation holds, the ones known here first."""
     methods = [name for name, entry in section(evaluation, "methods").items() if isinstance(entry, Mapping)]
     named = dict.fromkeys(
         name for method in methods for name in section(section(evaluation, "methods"), method)
@@ -185,23 +198,22 @@ def quality(evaluation: Mapping[str, Any]) -> Quality:
         return Cell(decimal(found.mean), std, found.mean == best.get(column))
 
     spread = evaluation.get("spread")
-    note = "Recall at 10: how many of the ten truly most influential pool examples are among the method's first ten."
+    notes = []
+    if "recall_at_10" in columns:
+        notes.append("Recall at 10: the share of the ten truly most influential pool examples ")
+        notes.append("that are among the method's first ten. ")
+    if isinstance(spread, str) and spread.strip():
+        notes.append(f"The spread (±): {one_line(spread, 400)}")
+    higher = " Higher is better." if all(column in best for column in columns) else ""
     return Quality(
         columns=tuple(FIGURES.get(name, _spoken(name)) for name in columns),
         rows=tuple(
             QualityRow(METHODS.get(name, _spoken(name)), tuple(cell(name, column) for column in columns))
             for name in methods
         ),
-        caption=f"Against exact sketched gradients, on {count(evaluation.get('queries'))} queries by "
-        f"{count(evaluation.get('pool'))} pool examples. Higher is better.",
-        note=" ".join(
-            sentence
-            for sentence in (
-                f"± {one_line(spread, 400)}" if isinstance(spread, str) and spread.strip() else "",
-                note if "recall_at_10" in columns else "",
-            )
-            if sentence
-        ),
+        caption=f"Against exact sketched gradients, on {_test_size(evaluation)}.{higher} "
+        "The best of each figure is bold.",
+        note="".join(notes),
     )
 
 
@@ -210,67 +222,58 @@ def _spoken(name: object) -> str:
 
 
 def drawings(contents: ReportContents) -> list[Drawing]:
+    """The figures in the order of the page: training, predicted against exact, scores."""
+    return [_training(contents), _pairs(contents), _scores(contents)]
+
+
+def _training(contents: ReportContents) -> Drawing:
     rows = tuple(sorted(contents.epochs, key=lambda row: row.epoch))
     chosen = next((row for row in rows if row.chosen), None)
     kept = (
-        f" Epoch {count(chosen.epoch)} was chosen on the validation split: {decimal(chosen.validation_per_query_rho)} "
-        f"per query, {decimal(chosen.validation_aggregated_rho)} aggregated."
+        f" Epoch {count(chosen.epoch)} was chosen on it: {decimal(chosen.validation_per_query_rho)} per query, "
+        f"{decimal(chosen.validation_aggregated_rho)} aggregated."
         if chosen
         else ""
     )
-    training = figures.training_curve(rows, f"Validation rank agreement and training loss by epoch.{kept}")
+    meaning = f"Training loss, and rank agreement on the validation split, after each epoch.{kept}"
+    svg = figures.training_curve(rows, meaning)
+    return Drawing("Training", meaning, Markup(svg) if svg else None, "No training was recorded.", rows)
 
-    queries, pool = contents.predicted.shape if contents.predicted.ndim == 2 else (0, 0)
-    per_query = measured(contents.evaluation, "encoder", "per_query_rho")
-    pairs = figures.predicted_against_exact(
-        contents.predicted,
-        contents.exact,
-        f"Exact against predicted influence for {count(queries)} test queries and {count(pool)} test pool examples; "
-        f"rank agreement per query {decimal(per_query.mean if per_query else None)}.",
-    )
-    outside = (
-        f" {_plural(pairs[1], 'extreme pair lies', 'extreme pairs lie')} outside the frame."
-        if pairs and pairs[1]
-        else ""
-    )
 
+def _pairs(contents: ReportContents) -> Drawing:
+    meaning = (
+        f"All {count(contents.predicted.size)} pairs of test queries and test pool examples. "
+        "The deeper the colour, the more pairs."
+    )
+    rho = measured(contents.evaluation, "encoder", "per_query_rho")
+    agreement = f" Rank agreement per query is {decimal(rho.mean)}." if rho else ""
+    drawn = figures.predicted_against_exact(contents.predicted, contents.exact, meaning + agreement)
+    if drawn is None:
+        return Drawing("Predicted against exact", "", None, "No pairs of the test split were recorded.")
+    if drawn.has_trend:
+        meaning += (
+            " The line joins the median exact influence of each tenth of the pairs, with its middle half: "
+            "it should rise."
+        )
+    if drawn.outside:
+        meaning += f" {_plural(drawn.outside, 'extreme pair lies', 'extreme pairs lie')} outside the frame."
+    return Drawing("Predicted against exact", meaning, Markup(drawn.svg), "")
+
+
+def _scores(contents: ReportContents) -> Drawing:
     counts, edges = contents.score_histogram
-    best = [query.attributions[0].score for query in contents.queries if query.attributions]
-    known = [score for score in best if number(score) is not None]
-    median = (
-        f" The median of the queries' best scores is {decimal(statistics.median(known))}." if known else ""
-    )
-    scores = figures.score_distribution(
-        counts,
-        edges,
-        known,
-        f"Distribution of {count(counts.sum())} scores of the corpus for the queries.{median}",
-    )
-    return [
-        Drawing(
-            "Training",
-            f"Rank agreement on the validation split after each epoch, and the training loss.{kept}",
-            Markup(training) if training else None,
-            "No training was recorded.",
-            rows,
-        ),
-        Drawing(
-            "Predicted against exact",
-            f"All {count(queries * pool)} pairs of test queries and test pool. The deeper the colour, the more pairs. "
-            f"A rising line means that what the encoder ranks higher does have more influence.{outside}",
-            Markup(pairs[0]) if pairs else None,
-            "No pairs of the test split were recorded.",
-        ),
-        Drawing(
-            "Scores over the corpus",
-            f"All {count(counts.sum())} scores. The examples listed below lie in the right tail.{median}",
-            Markup(scores) if scores else None,
-            "No scores were counted.",
-        ),
-    ]
+    first = (query.attributions[0].score for query in contents.queries if query.attributions)
+    best = [score for score in first if number(score) is not None]
+    median = f" The median of the queries' best scores is {decimal(statistics.median(best))}." if best else ""
+    meaning = f"All {count(counts.sum())} scores of the corpus for the queries.{median}"
+    svg = figures.score_distribution(counts, edges, best, meaning)
+    if svg is None:
+        return Drawing("Scores over the corpus", "", None, "No scores were counted.")
+    return Drawing("Scores over the corpus", meaning, Markup(svg), "")
 
 
 def stages(contents: ReportContents) -> list[tuple[str, tuple[str, ...]]]:
+    """Each stage's name and its cells, in the order of `STAGE_COLUMNS`."""
     return [
         (
             one_line(row.name, 60),
@@ -289,7 +292,8 @@ def stages(contents: ReportContents) -> list[tuple[str, tuple[str, ...]]]:
     ]
 
 
-def reasons(reasons: Mapping[str, int]) -> list[tuple[str, int]]:
+def quarantine_reasons(reasons: Mapping[str, int]) -> list[tuple[str, int]]:
+    """The commonest reasons with their rows, and the rest as one."""
     ordered = sorted(reasons.items(), key=lambda entry: (-entry[1], entry[0]))
     shown = [(one_line(reason, 160) or "(no reason given)", rows) for reason, rows in ordered[:MOST_REASONS]]
     others = ordered[MOST_REASONS:]

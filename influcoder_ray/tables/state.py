@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from influcoder_ray.errors import RunFailed, UserError
 from influcoder_ray.tables import schemas
+from influcoder_ray.tables.datafiles import DataFile
 from influcoder_ray.tables.fingerprint import Fingerprint, digest_of
 from influcoder_ray.tables.place import Place
 
@@ -59,6 +60,7 @@ class Output:
     """What a stage makes of a unit: tables by name, the rows set aside, and counters.
 
     `rows_out` counts the rows that were used: with those set aside they are all that came in.
+    `rows_per_group` is the size of the row groups in which the tables are written.
     """
 
     tables: Mapping[str, pa.Table]
@@ -66,6 +68,7 @@ class Output:
     rows_out: int
     quarantine: pa.Table | None = None
     counters: Mapping[str, float] = field(default_factory=dict)
+    rows_per_group: int = 4096
 
 
 class StageState:
@@ -150,12 +153,12 @@ class StageState:
         held = self.fingerprint()
         note = {"fingerprint": held.to_json() if held else b""}
         files = [
-            self._write(name, f"{name}/{unit_id}.parquet", table, note)
+            self._write(name, f"{name}/{unit_id}.parquet", table, note, output.rows_per_group)
             for name, table in output.tables.items()
         ]
         if output.quarantine is not None and quarantined:
             path = f"{_QUARANTINE}/{self.stage}-{unit_id}.parquet"
-            files.append(self._write(_QUARANTINE, path, output.quarantine, note))
+            files.append(self._write(_QUARANTINE, path, output.quarantine, note, output.rows_per_group))
         return self._vouch(
             Manifest(
                 unit_id,
@@ -198,22 +201,32 @@ class StageState:
             return False
         return set(unit_ids) <= self.manifests().keys()
 
-    def paths(self, table: str) -> list[Place]:
+    def files(self, table: str) -> list[CommittedFile]:
         """The files of a table that manifests vouch for, in order of unit id."""
         manifests = self.manifests()
         return [
-            self.root / file.path
-            for unit_id in sorted(manifests)
-            for file in manifests[unit_id].files
-            if file.table == table
+            file for unit_id in sorted(manifests) for file in manifests[unit_id].files if file.table == table
         ]
+
+    def data_files(self, table: str) -> list[DataFile]:
+        """The same files as the input of a later stage; their identity is their checksum."""
+
+        def inspect(file: CommittedFile) -> DataFile:
+            place = self.root / file.path
+            with place.open() as stream:
+                footer = pq.ParquetFile(stream).metadata
+            groups = tuple(footer.row_group(i).num_rows for i in range(footer.num_row_groups))
+            return DataFile(place, file.path, file.sha256[:32], groups, tuple(footer.schema.names))
+
+        with ThreadPoolExecutor(_THREADS) as threads:
+            return list(threads.map(inspect, self.files(table)))
 
     def read(self, table: str, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
         """A whole table in memory: for tables that are small, or samples."""
         fields = schema if columns is None else pa.schema([schema.field(name) for name in columns])
         parts = []
-        for place in self.paths(table):
-            with place.open() as stream:
+        for file in self.files(table):
+            with (self.root / file.path).open() as stream:
                 parts.append(pq.ParquetFile(stream).read(columns=list(fields.names)))
         return pa.concat_tables(parts).cast(fields) if parts else fields.empty_table()
 
@@ -221,8 +234,12 @@ class StageState:
         (self._folder / "units" / f"{manifest.unit_id}.json").write_whole(manifest.to_json())
         return manifest
 
-    def _write(self, table: str, path: str, rows: pa.Table, note: Mapping[str, bytes]) -> CommittedFile:
-        data = parquet_bytes(rows.replace_schema_metadata({**(rows.schema.metadata or {}), **note}))
+    def _write(
+        self, table: str, path: str, rows: pa.Table, note: Mapping[str, bytes], rows_per_group: int
+    ) -> CommittedFile:
+        data = parquet_bytes(
+            rows.replace_schema_metadata({**(rows.schema.metadata or {}), **note}), rows_per_group
+        )
         (self.root / path).write_whole(data)
         return CommittedFile(table, path, rows.num_rows, len(data), hashlib.sha256(data).hexdigest())
 

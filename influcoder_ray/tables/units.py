@@ -14,7 +14,8 @@ class Unit:
     """A file and some of its row groups (None: a JSON Lines file as a whole).
 
     `unit_id` is a hash of the file's identity and name, the row groups and the stage's
-    fingerprint, so the same work has the same name on every machine and in every run.
+    fingerprint, so the same work has the same name on every machine and in every run. `table` is
+    the table that its result belongs to, where a stage writes several.
     """
 
     unit_id: str
@@ -23,6 +24,7 @@ class Unit:
     row_groups: tuple[int, ...] | None
     first_row: int
     rows: int | None
+    table: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -32,6 +34,7 @@ class Unit:
             "row_groups": None if self.row_groups is None else list(self.row_groups),
             "first_row": self.first_row,
             "rows": self.rows,
+            "table": self.table,
         }
 
     @staticmethod
@@ -44,18 +47,33 @@ class Unit:
             None if groups is None else tuple(groups),
             fields["first_row"],
             fields["rows"],
+            fields["table"],
         )
 
 
-def plan_units(files: Sequence[DataFile], *, rows_per_unit: int, fingerprint: str) -> list[Unit]:
+def plan_units(
+    files: Sequence[DataFile], *, rows_per_unit: int, fingerprint: str, table: str = ""
+) -> list[Unit]:
     """Cut files into units of whole row groups with at least `rows_per_unit` rows where they can be had.
 
     The cut depends on the files and on `rows_per_unit` alone, never on machines or on Ray's blocks.
     """
     units = []
+
+    def add(file: DataFile, groups: tuple[int, ...] | None, first_row: int, rows: int | None) -> None:
+        identity = [
+            file.identity,
+            file.relative,
+            None if groups is None else list(groups),
+            fingerprint,
+            table,
+        ]
+        unit_id = digest_of(identity)[:16]
+        units.append(Unit(unit_id, file.place, file.relative, groups, first_row, rows, table))
+
     for file in files:
         if file.row_groups is None:
-            units.append(_unit(file, None, 0, None, fingerprint))
+            add(file, None, 0, None)
             continue
         taken: list[int] = []
         first_row = rows = 0
@@ -63,15 +81,8 @@ def plan_units(files: Sequence[DataFile], *, rows_per_unit: int, fingerprint: st
             taken.append(group)
             rows += group_rows
             if rows >= rows_per_unit:
-                units.append(_unit(file, tuple(taken), first_row, rows, fingerprint))
+                add(file, tuple(taken), first_row, rows)
                 taken, first_row, rows = [], first_row + rows, 0
         if rows:
-            units.append(_unit(file, tuple(taken), first_row, rows, fingerprint))
+            add(file, tuple(taken), first_row, rows)
     return units
-
-
-def _unit(
-    file: DataFile, groups: tuple[int, ...] | None, first_row: int, rows: int | None, fingerprint: str
-) -> Unit:
-    identity = [file.identity, file.relative, None if groups is None else list(groups), fingerprint]
-    return Unit(digest_of(identity)[:16], file.place, file.relative, groups, first_row, rows)

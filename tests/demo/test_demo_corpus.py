@@ -75,7 +75,7 @@ def test_names_behind_conditions_are_found_once_and_private_ones_never(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Prevents losing what a module defines by platform, and taking both of its variants."""
-    source = '''
+    source = """
 try:
     from _fast import nap
 except ImportError:
@@ -98,7 +98,7 @@ class _Hidden:
     "Is not for anybody outside of this module."
     def shown(self):
         "Looks public but belongs to a private class."
-'''
+"""
     library(tmp_path, monkeypatch, shutil=source)
     assert standard_library_corpus().select(["id", "prompt"]).to_pylist() == [
         {"id": "shutil.nap", "prompt": "What does shutil.nap do in Python?"},

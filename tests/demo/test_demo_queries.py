@@ -62,7 +62,6 @@ def test_the_corpus_documents_what_most_answers_name(queries: pa.Table, corpus: 
     module that it names too ("turtle.forward" for turtle.TNavigator.forward).
     """
     ids = set(corpus["id"].to_pylist())
-    roots = {module.partition(".")[0] for module in corpus["module"].to_pylist()}
     last_names = {(name.partition(".")[0], name.rpartition(".")[2]) for name in ids}
     named = 0
     for response in queries["response"].to_pylist():
@@ -72,6 +71,5 @@ def test_the_corpus_documents_what_most_answers_name(queries: pa.Table, corpus: 
             for name in dotted
             if name in ids or (name.partition(".")[0], name.rpartition(".")[2]) in last_names
         ]
-        assert any(name.partition(".")[0] in roots | {"window"} for name in dotted), response
         named += bool(documented)
     assert named >= 0.9 * queries.num_rows

@@ -1,0 +1,279 @@
+"""The settings of a pipeline: the specs of its parts, read from one file and written back to replay it."""
+
+import difflib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from influcoder_ray.encoder.specs import DistillSpec, EncoderSpec
+from influcoder_ray.errors import UserError
+from influcoder_ray.examples import ColumnSpec
+from influcoder_ray.gradients.specs import AdapterSpec, ModelSpec, SketchSpec
+from influcoder_ray.spec import Spec
+from influcoder_ray.tables.place import Place
+
+
+class DataSpec(Spec):
+    """Data files and what their columns hold."""
+
+    path: str = Field(description="A file, a folder or a glob of Parquet or JSON Lines, local or s3://.")
+    columns: ColumnSpec = Field(description="Which columns hold what.")
+
+
+class SampleSpec(Spec):
+    """The sample on which exact influence is computed."""
+
+    pool: int = Field(default=3000, ge=10, description="Pool examples to sample from the corpus.")
+    queries: int | None = Field(
+        default=None, ge=10, description="Queries to sample from the query files; all if unset."
+    )
+    validation_share: float = Field(
+        default=0.15, gt=0, lt=1, description="Share of either side on which the best epoch is chosen."
+    )
+    test_share: float = Field(
+        default=0.25, gt=0, lt=1, description="Share of either side on which agreement is reported."
+    )
+    shared_content: Literal["refuse", "keep"] = Field(
+        default="refuse",
+        description="What to do when queries also stand in the corpus: refuse, or keep them there and "
+        "leave them out of the pool sample.",
+    )
+    rows_per_unit: int = Field(default=100_000, ge=1, description="Corpus rows that are scanned as one unit.")
+
+    @model_validator(mode="after")
+    def _leaves_training(self) -> "SampleSpec":
+        if self.validation_share + self.test_share >= 1:
+            raise ValueError("validation_share and test_share leave nothing to train on")
+        return self
+
+
+class SketchStageSpec(SketchSpec):
+    """The CountSketch and the stage that computes it."""
+
+    rows_per_unit: int = Field(
+        default=64, ge=1, description="Examples that are sketched and committed as one unit."
+    )
+
+
+class EmbedSpec(Spec):
+    """The embedding of the full corpus."""
+
+    rows_per_unit: int = Field(
+        default=2048, ge=1, description="Corpus rows that are embedded and committed as one unit."
+    )
+
+
+class AttributeSpec(Spec):
+    """The search of the corpus for each query."""
+
+    top_k: int = Field(default=20, ge=1, description="Most influential examples kept for each query.")
+
+
+class EvaluateSpec(Spec):
+    """The comparison with exact influence on the test split."""
+
+    recall_at: tuple[int, ...] = Field(default=(10,), description="The k of each recall@k.")
+    resamples: int = Field(
+        default=200, ge=2, description="Bootstrap resamples of the test queries behind each spread."
+    )
+    fidelity_examples: int = Field(
+        default=16, ge=0, description="Examples whose sketched cosines are held against exact ones."
+    )
+
+
+class ReportSpec(Spec):
+    """The report."""
+
+    title: str = Field(default="Training data attribution", description="The report's heading.")
+    queries: int = Field(default=20, ge=1, description="Queries shown, test queries first.")
+    examples_per_query: int = Field(default=5, ge=1, description="Influential examples shown for each query.")
+
+
+class WorkersSpec(Spec):
+    """The workers of a stage and what each reserves."""
+
+    min: int = Field(default=1, ge=1, description="Workers at least.")
+    max: int | None = Field(
+        default=None, ge=1, description="Workers at most; as many as the cluster has room for if unset."
+    )
+    cpus: float | None = Field(
+        default=None, ge=0, description="CPUs a worker; all of a machine's if unset and it has no GPU."
+    )
+    gpus: float | None = Field(
+        default=None, ge=0, description="GPUs a worker; one if unset and the cluster has any now."
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "WorkersSpec":
+        if self.max is not None and self.max < self.min:
+            raise ValueError(f"max {self.max} is below min {self.min}")
+        return self
+
+
+class ResourceSpec(Spec):
+    """The workers of each stage that has any."""
+
+    sample: WorkersSpec = Field(
+        default=WorkersSpec(cpus=1, gpus=0), description="Workers that scan the corpus."
+    )
+    sketch: WorkersSpec = Field(default=WorkersSpec(), description="Workers that hold the causal LM.")
+    distill: WorkersSpec = Field(default=WorkersSpec(max=1), description="Workers that train the encoder.")
+    embed: WorkersSpec = Field(default=WorkersSpec(), description="Workers that hold the encoder.")
+    attribute: WorkersSpec = Field(
+        default=WorkersSpec(cpus=1, gpus=0), description="Workers that search the embeddings."
+    )
+    evaluate: WorkersSpec = Field(
+        default=WorkersSpec(max=1), description="The worker that evaluates; it holds both models."
+    )
+
+
+class PipelineSettings(Spec):
+    """Everything that decides a run."""
+
+    output: str = Field(description="Output folder, local or s3://.")
+    corpus: DataSpec = Field(description="The training data to attribute to.")
+    queries: DataSpec = Field(description="The behaviour to explain.")
+    model: ModelSpec = Field(description="The causal LM to explain.")
+    encoder: EncoderSpec = Field(description="The encoder to distil into.")
+    seed: int = Field(default=0, ge=0, description="Seed of everything random.")
+    adapter: AdapterSpec = Field(
+        default=AdapterSpec(), description="The adapter that gradients are taken on."
+    )
+    sketch: SketchStageSpec = Field(default=SketchStageSpec(), description="The sketch of gradients.")
+    sample: SampleSpec = Field(default=SampleSpec(), description="The sample for exact influence.")
+    distill: DistillSpec = Field(default=DistillSpec(), description="The training of the encoder.")
+    embed: EmbedSpec = Field(default=EmbedSpec(), description="The embedding of the corpus.")
+    attribute: AttributeSpec = Field(default=AttributeSpec(), description="The search.")
+    evaluate: EvaluateSpec = Field(default=EvaluateSpec(), description="The evaluation.")
+    report: ReportSpec = Field(default=ReportSpec(), description="The report.")
+    workers: ResourceSpec = Field(default=ResourceSpec(), description="Workers and what they reserve.")
+    max_quarantined: float = Field(
+        default=0.25, ge=0, le=1, description="Share of unusable rows above which a stage fails."
+    )
+
+    @property
+    def root(self) -> Place:
+        """The output folder."""
+        return Place(self.output)
+
+    def to_yaml(self) -> str:
+        """The file that replays this run."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def load_settings(path: str, overrides: Sequence[str] = ()) -> PipelineSettings:
+    """Read settings from a YAML file, with `key.inner=value` overrides on top.
+
+    Local paths become absolute, so that workers and replays find them.
+
+    Raises:
+        UserError: the file is not there or no YAML, a key is unknown, a value does not fit.
+    """
+    try:
+        fields = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise UserError(
+            f"--config: {path} cannot be read ({error.strerror}); give a settings file"
+        ) from error
+    except yaml.YAMLError as error:
+        raise UserError(f"--config: {path} is no YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(fields, dict):
+        raise UserError(
+            f"--config: {path} holds no settings; it needs output, corpus, queries, model, encoder"
+        )
+    for override in overrides:
+        _override(fields, override)
+    return settings_from(fields, source=path)
+
+
+def settings_from(fields: dict[str, Any], *, source: str) -> PipelineSettings:
+    """Settings from plain values.
+
+    Args:
+        source: what to call their origin in an error.
+
+    Raises:
+        UserError: the first thing that does not fit, in one line.
+    """
+    try:
+        settings = PipelineSettings.model_validate(fields)
+    except ValidationError as error:
+        raise UserError(f"{source}: {_first_fault(error)}") from error
+    return _with_absolute_paths(settings)
+
+
+def _with_absolute_paths(settings: PipelineSettings) -> PipelineSettings:
+    def absolute(path: str) -> str:
+        return Place(path).absolute().uri
+
+    def local_if_there(path: str) -> str:
+        return absolute(path) if Path(path).exists() else path
+
+    return settings.model_copy(
+        update={
+            "output": absolute(settings.output),
+            "corpus": settings.corpus.model_copy(update={"path": absolute(settings.corpus.path)}),
+            "queries": settings.queries.model_copy(update={"path": absolute(settings.queries.path)}),
+            "model": settings.model.model_copy(update={"path": local_if_there(settings.model.path)}),
+            "encoder": settings.encoder.model_copy(update={"path": local_if_there(settings.encoder.path)}),
+            "adapter": settings.adapter.model_copy(
+                update={"path": settings.adapter.path and local_if_there(settings.adapter.path)}
+            ),
+        }
+    )
+
+
+def _override(fields: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise UserError(f"--set: {override!r} is no key=value; give for example --set sketch.width=8192")
+    *outer, last = key.split(".")
+    for part in outer:
+        fields = fields.setdefault(part, {})
+        if not isinstance(fields, dict):
+            raise UserError(f"--set: {key}: {part} is a value, not a group of settings")
+    try:
+        fields[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set: {key}: {text!r} is no YAML value") from error
+
+
+def _first_fault(error: ValidationError) -> str:
+    fault = error.errors()[0]
+    place = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        known = _known_keys(fault["loc"][:-1])
+        close = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1)
+        return f"{place}: unknown key; " + (
+            f"did you mean {close[0]}?" if close else f"known here: {', '.join(known)}"
+        )
+    if fault["type"] == "missing":
+        return f"{place}: missing; {_description(fault['loc'])}"
+    message = fault["msg"].removeprefix("Value error, ")
+    given = fault["input"]
+    return f"{place}: {message}" + (f", not {given!r}" if not isinstance(given, dict | BaseModel) else "")
+
+
+def _models_along(location: Sequence[int | str]) -> Iterator[type[BaseModel]]:
+    model: type[BaseModel] = PipelineSettings
+    yield model
+    for part in location:
+        annotation = model.model_fields[str(part)].annotation if part in model.model_fields else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return
+        model = annotation
+        yield model
+
+
+def _known_keys(location: Sequence[int | str]) -> list[str]:
+    *_, model = _models_along(location)
+    return list(model.model_fields)
+
+
+def _description(location: Sequence[int | str]) -> str:
+    *_, model = _models_along(location[:-1])
+    field = model.model_fields.get(str(location[-1]))
+    return (field.description or "") if field else ""

@@ -1,0 +1,59 @@
+"""Model folders: on this machine, on an object store, or on the Hugging Face hub by name."""
+
+import hashlib
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from influcoder_ray.errors import UserError
+from influcoder_ray.tables.place import Place
+
+
+def local_model_folder(path: str, *, setting: str) -> str:
+    """A folder on this machine with the model at `path`, fetched once a machine if it lies elsewhere.
+
+    Args:
+        path: a local folder, a URI that fsspec opens, or a hub's `owner/name`.
+        setting: the setting that holds `path`, for the error's first words.
+
+    Raises:
+        UserError: there is no such folder, and no such model where it points.
+    """
+    if "://" in path:
+        return str(_fetched(Place(path), setting))
+    if Path(path).exists() or path.count("/") != 1 or path.startswith((".", "/", "~")):
+        return path
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return str(
+            snapshot_download(path, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"])
+        )
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise UserError(
+            f"{setting}: {path} is no folder here and could not be had from the hub "
+            f"({str(error).splitlines()[0]}); give a folder in Hugging Face layout"
+        ) from error
+
+
+def _fetched(place: Place, setting: str) -> Path:
+    """A copy of a remote folder in this machine's temporary space, named by what it holds."""
+    entries = place.files()
+    if not any(e.relative == "config.json" for e in entries):
+        raise UserError(f"{setting}: {place} holds no config.json; give a folder in Hugging Face layout")
+    name = hashlib.sha256(repr((place.uri, entries)).encode()).hexdigest()[:16]
+    target = Path(tempfile.gettempdir()) / f"influcoder-models-{os.getuid()}" / name
+    if not target.exists():
+        target.parent.mkdir(mode=0o700, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(dir=target.parent))
+        for entry in entries:
+            (partial / entry.relative).parent.mkdir(parents=True, exist_ok=True)
+            place.filesystem.get_file(f"{place.path}/{entry.relative}", str(partial / entry.relative))
+        try:
+            partial.rename(target)
+        except OSError:
+            # Another process of this machine was first: its copy is as good.
+            shutil.rmtree(partial)
+    return target
