@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig
 
 from influcoder_ray.encoder.specs import EncoderSpec
 from influcoder_ray.errors import UserError
@@ -44,8 +44,7 @@ class Encoder:
         """
         check_encoder(spec)
         model: nn.Module = AutoModel.from_pretrained(spec.path, dtype=torch.float32, use_safetensors=True)
-        tokenizer = AutoTokenizer.from_pretrained(spec.path)
-        return Encoder(model.to(device), tokenizer, _pooling(spec), spec)
+        return Encoder(model.to(device), _tokenizer(spec), _pooling(spec), spec)
 
     @property
     def dimensions(self) -> int:
@@ -145,12 +144,39 @@ def check_encoder(spec: EncoderSpec) -> None:
             f"encoder.path: {spec.path} is no model ({str(error).splitlines()[0]}); "
             "give a folder with config.json"
         ) from error
-    positions = getattr(config, "max_position_embeddings", None)
+    if config.is_encoder_decoder:
+        raise UserError(f"encoder.path: {spec.path} is an encoder-decoder; give an encoder alone")
+    if not any(Path(spec.path).glob("*.safetensors")):
+        raise UserError(f"encoder.path: {spec.path} holds no weights; give a folder with model.safetensors")
+    _tokenizer(spec)
+    _pooling(spec)
+    positions = _positions(config)
     if positions is not None and spec.max_tokens > positions:
         raise UserError(
             f"encoder.max_tokens: {spec.max_tokens} is more than the {positions} positions of {spec.path}; "
             f"give at most {positions}"
         )
+
+
+def _tokenizer(spec: EncoderSpec) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(spec.path)
+    except (ValueError, OSError) as error:
+        raise UserError(
+            f"encoder.path: {spec.path} holds no tokenizer; give a folder with tokenizer.json"
+        ) from error
+
+
+def _positions(config: PretrainedConfig) -> int | None:
+    """Tokens that the model has places for, where it has a limit."""
+    positions: int | None = getattr(config, "max_position_embeddings", None)
+    with torch.device("meta"):
+        embeddings = getattr(AutoModel.from_config(config), "embeddings", None)
+    table = getattr(embeddings, "position_embeddings", None)
+    if positions is not None and table is not None and table.padding_idx is not None:
+        # RoBERTa and its kin begin to count behind the padding's id.
+        return positions - table.padding_idx - 1
+    return positions
 
 
 def _pooling(spec: EncoderSpec) -> Pooling:
@@ -162,9 +188,11 @@ def _pooling(spec: EncoderSpec) -> Pooling:
     for module in json.loads(modules.read_bytes()):
         if module["type"].endswith("Pooling"):
             config = json.loads((Path(spec.path) / module["path"] / "config.json").read_bytes())
-            if config.get("pooling_mode_cls_token") or config.get("pooling_mode") == "cls":
+            flags = [key for key, used in config.items() if key.startswith("pooling_mode_") and used]
+            modes = config.get("pooling_mode") or flags
+            if modes in ("cls", ["cls"], ["pooling_mode_cls_token"]):
                 return "cls"
-            if config.get("pooling_mode_mean_tokens") or config.get("pooling_mode") == "mean":
+            if modes in ("mean", ["mean"], ["pooling_mode_mean_tokens"]):
                 return "mean"
             raise UserError(
                 f"encoder.path: {spec.path} pools in a way that is neither mean nor cls; set encoder.pooling"

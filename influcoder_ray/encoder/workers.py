@@ -36,10 +36,13 @@ class Workers:
         return torch.cat(rows)[place.to(mine.device)]
 
     def sum_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> None:
-        """Add up each parameter's gradient over all workers, in place."""
-        if self.size == 1:
-            return
+        """Add up each parameter's gradient over all workers, in place.
+
+        A parameter without one gets zeros, with one worker too: an optimizer treats zeros and none
+        differently, and the number of workers must not show.
+        """
         for parameter in parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-            distributed.all_reduce(parameter.grad)
+            if self.size > 1:
+                distributed.all_reduce(parameter.grad)

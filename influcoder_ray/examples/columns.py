@@ -32,6 +32,8 @@ class ColumnSpec(Spec):
 
     @model_validator(mode="after")
     def _one_kind(self) -> "ColumnSpec":
+        if "" in (self.id, self.text, *self.prompts, self.response, self.messages):
+            raise ValueError("a column's name is empty; leave the field out or name the column")
         pair = self.prompt is not None or self.response is not None
         if sum([self.text is not None, pair, self.messages is not None]) != 1:
             raise ValueError("name one of: text; prompt and response; messages")
@@ -105,8 +107,10 @@ def _example(row: Mapping[str, Any], columns: ColumnSpec, example_id: str, sourc
 def _from_messages(value: Any, example_id: str, source: str) -> Example:
     if isinstance(value, Unreadable):
         raise _Refused(value.reason)
-    if not isinstance(value, list) or not value:
+    if value is None or value == []:
         raise _Refused("messages is null or empty")
+    if not isinstance(value, list):
+        raise _Refused(f"messages is a {type(value).__name__}, not a list")
     turns = []
     for message in value:
         if not isinstance(message, dict) or not {"role", "content"} <= message.keys():

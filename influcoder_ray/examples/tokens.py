@@ -27,7 +27,7 @@ class Tokens:
     @property
     def labelled(self) -> int:
         """How many tokens carry the loss."""
-        return len(self.ids) - self.labelled_from
+        return max(0, len(self.ids) - self.labelled_from)
 
 
 def resolve_template(tokenizer: Any, template: Template) -> Literal["chat", "plain"]:
@@ -46,6 +46,8 @@ def loss_tokens(
     token before it. Where the window is too small, the response survives and the prompt loses its
     head; a response longer than the window loses its tail and keeps one token of the prompt.
     """
+    if not examples:
+        return []
     limit = max_tokens * CHARACTERS_PER_TOKEN
     prompts = [_prompt_text(e, tokenizer, template) for e in examples]
     prompt_ids = _ids(tokenizer, [text[-limit:] for text in prompts])
@@ -61,10 +63,12 @@ def loss_tokens(
             ids = begin + response
             tokens.append(Tokens(tuple(ids[:max_tokens]), 1, cut or len(ids) > max_tokens))
             continue
-        answer = (response + end)[: max_tokens - 1]
+        ending = [] if len(example.response) > limit else end
+        answer = (response + ending)[: max_tokens - 1]
         kept = prompt[-(max_tokens - len(answer)) :]
         cut = cut or len(prompt) + len(response) + len(end) > max_tokens
-        tokens.append(Tokens(tuple(kept + answer), len(kept), cut))
+        # A prompt can come to no tokens at all; the first token has none before it to predict it from.
+        tokens.append(Tokens(tuple(kept + answer), max(1, len(kept)), cut))
     return tokens
 
 
@@ -76,6 +80,8 @@ def text_window(
     The same rule as the teacher's: the response survives and the prompt loses its head; raw text
     and a response that alone fills the window lose their tail.
     """
+    if not examples:
+        return [], []
     limit = max_tokens * CHARACTERS_PER_TOKEN
     begin, end = _special_frame(tokenizer)
     room = max_tokens - len(begin) - len(end)

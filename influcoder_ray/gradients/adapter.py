@@ -6,13 +6,15 @@ it did without, dL/dA is zero, and dL/dB is a one-sided random projection of dL/
 """
 
 import math
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
-from peft.utils import load_peft_weights
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 from transformers.pytorch_utils import Conv1D
@@ -23,6 +25,11 @@ from influcoder_ray.gradients.loading import skeleton
 from influcoder_ray.gradients.specs import AdapterSpec
 
 _SLOT = "default"
+_PREFIX = "base_model.model."
+_WEIGHTS = "adapter_model.safetensors"
+# These ways to begin training take a part out of the model's own weights and into the adapter, so that
+# the adapter is at home on weights that the model's folder does not hold.
+_CHANGE_THE_MODEL = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
 
 
 @dataclass(frozen=True)
@@ -58,9 +65,11 @@ def find_targets(config: PretrainedConfig, spec: AdapterSpec) -> list[TargetModu
     """
     lora = _lora_config(spec)
     setting = "adapter.path" if spec.path else "adapter.targets"
+    bare = skeleton(config)
+    head = bare.get_output_embeddings()  # type: ignore[operator]
     try:
-        adapted = get_peft_model(skeleton(config), lora, adapter_name=_SLOT)
-    except ValueError as error:
+        adapted = get_peft_model(bare, lora, adapter_name=_SLOT)
+    except (ValueError, re.error) as error:
         raise UserError(
             f"{setting}: {lora.target_modules} fits no module of {config.model_type} that can carry LoRA "
             f"({str(error).splitlines()[0]}); name linear modules of this model, or all-linear"
@@ -68,8 +77,10 @@ def find_targets(config: PretrainedConfig, spec: AdapterSpec) -> list[TargetModu
     targets = []
     for path, layer in adapted.named_modules():
         if isinstance(layer, LoraLayer):
-            name = path.removeprefix("base_model.model.")
+            name = path.removeprefix(_PREFIX)
             base = layer.get_base_layer()
+            if base is head:
+                raise UserError(f"{setting}: {name} is the output head; name linear modules below it")
             if not isinstance(base, nn.Linear | Conv1D):
                 raise UserError(
                     f"{setting}: {name} is a {type(base).__name__}, not a linear layer; name linear modules"
@@ -88,6 +99,9 @@ def adapter_weights(
     """The matrices of each target: a trained adapter's own, or a fresh one from (seed, module name).
 
     A fresh A is uniform within 1 / sqrt(I), peft's own initial distribution.
+
+    Raises:
+        UserError: the trained adapter was trained on another model.
     """
     if spec.path is None:
         return [
@@ -105,12 +119,24 @@ def adapter_weights(
             )
             for t in targets
         ]
-    trained = load_peft_weights(spec.path, device="cpu")
+    trained = load_file(Path(spec.path) / _WEIGHTS)
+    expected = {}
+    for t in targets:
+        expected[f"{_PREFIX}{t.name}.lora_A.weight"] = (t.rank, t.in_features)
+        expected[f"{_PREFIX}{t.name}.lora_B.weight"] = (t.out_features, t.rank)
+    found = {name: tuple(matrix.shape) for name, matrix in trained.items()}
+    if found != expected:
+        name = min(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n))
+        raise UserError(
+            f"adapter.path: {spec.path} was trained on another model ({name}: {found.get(name, 'none')} there"
+            f", {expected.get(name, 'none')} in this model); give an adapter of this model"
+        )
+    matrices = {name: matrix.to(device, dtype) for name, matrix in trained.items()}
     return [
         AdapterWeights(
             t,
-            trained[f"base_model.model.{t.name}.lora_A.weight"].to(device, dtype),
-            trained[f"base_model.model.{t.name}.lora_B.weight"].to(device, dtype),
+            matrices[f"{_PREFIX}{t.name}.lora_A.weight"],
+            matrices[f"{_PREFIX}{t.name}.lora_B.weight"],
         )
         for t in targets
     ]
@@ -122,11 +148,17 @@ def _lora_config(spec: AdapterSpec) -> LoraConfig:
         return LoraConfig(
             r=spec.rank, lora_alpha=spec.alpha or 2 * spec.rank, target_modules=targets, bias="none"
         )
+    folder = Path(spec.path)
+    # Looked for here, since peft looks on the hub, or for a pickle, where it finds none.
+    for file in ("adapter_config.json", _WEIGHTS):
+        if not (folder / file).is_file():
+            raise UserError(f"adapter.path: {spec.path} is no PEFT adapter; give a folder with {file}")
     try:
         config = PeftConfig.from_pretrained(spec.path)
-    except (ValueError, OSError) as error:
+    except (ValueError, KeyError) as error:
         raise UserError(
-            f"adapter.path: {spec.path} is no PEFT adapter; give a folder with adapter_config.json"
+            f"adapter.path: {spec.path} has no adapter_config.json that peft can read ({error}); "
+            "give a LoRA adapter"
         ) from error
     if not isinstance(config, LoraConfig):
         raise UserError(f"adapter.path: {spec.path} is a {config.peft_type} adapter; give a LoRA adapter")
@@ -135,10 +167,20 @@ def _lora_config(spec: AdapterSpec) -> LoraConfig:
         "bias": config.bias != "none",
         "modules_to_save": config.modules_to_save,
         "target_parameters": config.target_parameters,
+        "lora_bias": config.lora_bias,
+        "alora_invocation_tokens": config.alora_invocation_tokens,
+        "layer_replication": config.layer_replication,
+        "trainable_token_indices": config.trainable_token_indices,
+        "use_qalora": config.use_qalora,
+        f"init_lora_weights={config.init_lora_weights}": str(config.init_lora_weights).startswith(
+            _CHANGE_THE_MODEL
+        ),
     }
     for name, used in extras.items():
         if used:
             raise UserError(
                 f"adapter.path: {spec.path} uses {name}, which plain LoRA has not; give one without"
             )
+    # Its matrices are read from the folder: how they were begun with does not matter any more.
+    config.init_lora_weights = True
     return config

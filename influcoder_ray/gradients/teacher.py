@@ -12,9 +12,9 @@ from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
 from influcoder_ray.examples import Example
+from influcoder_ray.examples.batching import token_batches
 from influcoder_ray.examples.tokens import Tokens, loss_tokens, resolve_template
 from influcoder_ray.gradients.adapter import AdapterWeights, adapter_weights, find_targets
-from influcoder_ray.examples.batching import token_batches
 from influcoder_ray.gradients.capture import Consumer, capturing
 from influcoder_ray.gradients.loading import load_config, load_model, load_tokenizer
 from influcoder_ray.gradients.sketch import CountSketch
@@ -161,7 +161,7 @@ class Teacher:
         counts = labelled.sum(1).to(self.device)
         owner = torch.repeat_interleave(torch.arange(len(tokens), device=self.device), counts)
         with ExitStack() as stack:
-            stack.enter_context(capturing(self.model, self.weights, consume))
+            stack.enter_context(capturing(self.model, self.weights, (len(tokens), longest), consume))
             stack.enter_context(_activations_require_gradients(self.model))
             stack.enter_context(_logits_only_at(self.model, labelled.to(self.device)))
             stack.enter_context(torch.enable_grad())

@@ -16,17 +16,19 @@ import numpy.typing as npt
 from markupsafe import escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from influcoder_ray.report.contents import EpochRow
 
-INK, MUTED, RULE, FIRST, SECOND = "#010101", "#020202", "#030303", "#040404", "#050505"
+INK, MUTED, RULE, FIRST, SECOND, PAPER = (f"#0{n}0{n}0{n}" for n in range(1, 7))
 _PAGE_COLOURS = {
     INK: "currentColor",
     MUTED: "var(--muted, #7a8288)",
     RULE: "var(--rule, #9aa0a6)",
     FIRST: "var(--first, #2a8a86)",
     SECOND: "var(--second, #c8702a)",
+    PAPER: "var(--paper, transparent)",
 }
 
 # 331 points wide: at a telephone's width the type keeps its size, on a desk it grows by half.
@@ -67,7 +69,8 @@ _MOST_BARS = 96
 
 @dataclass(frozen=True)
 class PairsFigure:
-    """Predicted against exact influence: the drawing, the pairs beyond its frame, and whether it has a trend."""
+    """Predicted against exact influence: the drawing, how many pairs lie beyond its frame, and whether
+    a trend line is drawn."""
 
     svg: str
     outside: int
@@ -237,8 +240,9 @@ def _draw_trend(axes: Axes, across: npt.NDArray[np.float64], up: npt.NDArray[np.
         fmt="-o",
         color=SECOND,
         markersize=4,
-        linewidth=1.6,
-        elinewidth=1.1,
+        linewidth=1.8,
+        elinewidth=1.3,
+        path_effects=[withStroke(linewidth=4, foreground=PAPER)],
     )
 
 

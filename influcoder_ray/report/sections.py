@@ -110,6 +110,7 @@ def headline(contents: ReportContents) -> list[Headline]:
 
     worst = contents.worst_quarantine()
     of_stage = f" of the rows that the stage {one_line(worst.stage, 40)} read" if worst.stage else ""
+    lost_most = ", which lost most" if worst.stage and worst.rows else ""
     return [
         Headline(
             "rank agreement with exact influence, per query",
@@ -126,7 +127,7 @@ def headline(contents: ReportContents) -> list[Headline]:
         Headline(
             "of rows not usable",
             percent(worst.share),
-            f"The share{of_stage}{', which lost most' if worst.stage and worst.rows else ''}. Over the whole run "
+            f"The share{of_stage}{lost_most}. Over the whole run "
             f"{_plural(contents.rows_quarantined, 'row was', 'rows were')} set aside.",
         ),
     ]
@@ -230,8 +231,8 @@ def _training(contents: ReportContents) -> Drawing:
     rows = tuple(sorted(contents.epochs, key=lambda row: row.epoch))
     chosen = next((row for row in rows if row.chosen), None)
     kept = (
-        f" Epoch {count(chosen.epoch)} was chosen on it: {decimal(chosen.validation_per_query_rho)} per query, "
-        f"{decimal(chosen.validation_aggregated_rho)} aggregated."
+        f" Epoch {count(chosen.epoch)} was chosen on it: {decimal(chosen.validation_per_query_rho)} "
+        f"per query, {decimal(chosen.validation_aggregated_rho)} aggregated."
         if chosen
         else ""
     )

@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,11 +15,11 @@ HEAD_LINES = 14
 REST_CHARACTERS = 4_000
 
 # Far more than a page shows, so that a text of megabytes costs no more to clean than a page.
-READ_CHARACTERS = 24_000
+READ_CHARACTERS = 16_000
 
 # Joiners shape emoji and several scripts, and the two direction marks only nudge their neighbours;
 # every other format character (overrides, isolates, tags, byte order marks) hides or reorders text.
-KEPT_FORMATS = frozenset("\u200c\u200d\u200e\u200f")
+KEPT = frozenset("\n\t\u200c\u200d\u200e\u200f")
 
 
 @dataclass(frozen=True)
@@ -36,17 +37,26 @@ def printable(text: str) -> str:
     Lone surrogates, which no file could hold, become U+FFFD.
     """
     text = re.sub("\r\n?|[\u2028\u2029\u0085\x0b\x0c]", "\n", text)
-    return re.sub(r"\n[ \t]*(?:\n[ \t]*){2,}", "\n\n", "".join(map(_shown_as, text))).strip("\n")
+    return re.sub(r"\n[ \t]*(?:\n[ \t]*){2,}", "\n\n", text.translate(_DISPLAYED)).strip("\n")
 
 
-def _shown_as(character: str) -> str:
-    if character in "\n\t" or character in KEPT_FORMATS:
-        return character
-    category = unicodedata.category(character)
-    if category == "Cs":
-        return "\N{REPLACEMENT CHARACTER}"
-    nonsense = (ord(character) & 0xFFFE) == 0xFFFE or "\ufdd0" <= character <= "\ufdef"
-    return "" if category in ("Cc", "Cf") or nonsense else character
+class _Displayed(dict[int, int | None]):
+    """A table for `str.translate` that works out each character's place once: None drops it."""
+
+    def __missing__(self, code: int) -> int | None:
+        character = chr(code)
+        category = unicodedata.category(character)
+        noncharacter = (code & 0xFFFE) == 0xFFFE or 0xFDD0 <= code <= 0xFDEF
+        kept: int | None = code
+        if category == "Cs":
+            kept = 0xFFFD
+        elif noncharacter or (category in ("Cc", "Cf") and character not in KEPT):
+            kept = None
+        self[code] = kept
+        return kept
+
+
+_DISPLAYED = _Displayed()
 
 
 def one_line(text: str, limit: int) -> str:
@@ -65,7 +75,7 @@ def middle_cut(text: str, limit: int) -> str:
     if len(line) <= limit:
         return line
     tail = (limit - 1) * 2 // 3
-    return line[: limit - 1 - tail] + "\N{HORIZONTAL ELLIPSIS}" + line[-tail:]
+    return line[: limit - 1 - tail] + "\N{HORIZONTAL ELLIPSIS}" + line[len(line) - tail :]
 
 
 def shown(text: str, max_bytes: int) -> Shown:
@@ -122,12 +132,8 @@ def _escaped_bytes(text: str) -> int:
 def _fitting(text: str, max_bytes: int) -> str:
     if _escaped_bytes(text) <= max_bytes:
         return text
-    used = 0
-    for position, character in enumerate(text):
-        used += _escaped_bytes(character)
-        if used > max_bytes:
-            return text[:position]
-    return text
+    lengths = range(len(text))
+    return text[: bisect_right(lengths, max_bytes, key=lambda length: _escaped_bytes(text[:length])) - 1]
 
 
 def _head_end(text: str) -> int:

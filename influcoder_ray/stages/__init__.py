@@ -1,0 +1,1 @@
+"""The stages: each a pure function of its input, and the few lines that run it on Ray."""

@@ -54,6 +54,8 @@ def _undecoded_type(kind: pa.DataType) -> pa.DataType:
         return pa.list_(_undecoded_type(kind.value_type))
     if pa.types.is_large_list(kind):
         return pa.large_list(_undecoded_type(kind.value_type))
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(_undecoded_type(kind.value_type), kind.list_size)
     if pa.types.is_struct(kind):
         return pa.struct([pa.field(f.name, _undecoded_type(f.type)) for f in kind])
     return kind

@@ -1,5 +1,6 @@
 """A user's data files: found, recognised and identified without reading their rows."""
 
+import glob as globbing
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -42,12 +43,13 @@ def find_data_files(uri: str, *, setting: str) -> list[DataFile]:
         setting: the setting that holds `uri`, for the error's first words.
 
     Raises:
-        UserError: nothing is there, nothing there is Parquet or JSON Lines, or a Parquet file
-            cannot be read.
+        UserError: nothing is there, nothing there is Parquet or JSON Lines, or a file cannot be
+            read.
     """
     place = Place(uri)
-    if place.has_wildcards:
-        paths = [(Place(_with_scheme(uri, path)), path.rsplit("/", 1)[-1]) for path in place.glob()]
+    if place.has_wildcards and not place.exists():
+        root = _folder_before_wildcards(place.path)
+        paths = [(Place(_with_scheme(uri, path)), path.removeprefix(root)) for path in place.glob()]
     elif place.is_folder():
         paths = [
             (place / e.relative, e.relative)
@@ -78,27 +80,35 @@ def require_columns(files: Sequence[DataFile], columns: Sequence[str], *, settin
     """
     for file in files:
         missing = [name for name in columns if name not in file.columns]
-        if missing and file.columns:
+        if missing and (file.columns or file.is_parquet):
             raise UserError(
                 f"{setting}: {file.place} has no column {missing[0]!r}; it has {', '.join(file.columns)}"
             )
 
 
 def _inspect(place: Place, relative: str, *, setting: str) -> DataFile:
-    identity = file_identity(place)
-    if not relative.endswith(PARQUET):
-        return DataFile(place, relative, identity, None, json_lines.first_keys(place))
     try:
+        identity = file_identity(place)
+        if not relative.endswith(PARQUET):
+            return DataFile(place, relative, identity, None, json_lines.first_keys(place))
         with place.open() as stream:
             footer = pq.ParquetFile(stream).metadata
             rows = tuple(footer.row_group(i).num_rows for i in range(footer.num_row_groups))
             columns = tuple(footer.schema.to_arrow_schema().names)
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowException, OSError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        kind = "Parquet" if relative.endswith(PARQUET) else "JSON Lines"
         raise UserError(
-            f"{setting}: {place} is no readable Parquet file ({str(error).splitlines()[0]}); "
-            "write it anew or leave it out"
+            f"{setting}: {place} is no readable {kind} file ({reason}); write it anew or leave it out"
         ) from error
     return DataFile(place, relative, identity, rows, columns)
+
+
+def _folder_before_wildcards(path: str) -> str:
+    """The folder below which a glob matches: names relative to it keep files of one name apart."""
+    parts = path.split("/")
+    fixed = next(i for i, part in enumerate(parts) if globbing.has_magic(part))
+    return "".join(f"{part}/" for part in parts[:fixed])
 
 
 def _with_scheme(uri: str, path: str) -> str:

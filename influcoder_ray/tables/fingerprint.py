@@ -37,7 +37,7 @@ class Fingerprint:
         """The dotted fields in which `other` differs, as "name is THERE there and HERE here"."""
         here, there = dict(_flatten(self.fields)), dict(_flatten(other.fields))
         return [
-            f"{name} is {_short(there.get(name))} there and {_short(here.get(name))} here"
+            f"{name} is {_short(there.get(name, 'absent'))} there and {_short(here.get(name, 'absent'))} here"
             for name in sorted(here.keys() | there.keys())
             if here.get(name) != there.get(name)
         ]
@@ -68,21 +68,22 @@ def file_identity(place: Place) -> str:
     return digest.hexdigest()[:32]
 
 
-def model_identity(folder: Place) -> dict[str, str]:
+def model_identity(folder: Place, *, marker: str = "config.json") -> dict[str, str]:
     """SHA-256 of each file that decides what a model folder computes, by name.
 
     Weights are read whole: two fine-tunes of one model differ in nothing else.
 
+    Args:
+        marker: the file without which the folder is no model.
+
     Raises:
-        UserError: there is no such folder, or it holds no `config.json`.
+        UserError: there is no such folder, or the marker is missing.
     """
     if not folder.is_folder():
         raise UserError(f"{folder}: no such model folder; give a folder in Hugging Face layout")
     names = [e.relative for e in folder.files() if _decides(e.relative)]
-    if not any(name.endswith("config.json") for name in names):
-        raise UserError(
-            f"{folder}: is no model: it holds no config.json; give a folder in Hugging Face layout"
-        )
+    if marker not in names:
+        raise UserError(f"{folder}: is no model: it holds no {marker}; give a folder in Hugging Face layout")
     with ThreadPoolExecutor(4) as threads:
         return dict(zip(names, threads.map(lambda name: _sha256(folder / name), names), strict=True))
 
@@ -96,14 +97,14 @@ def _sha256(place: Place) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()[:32]  # type: ignore[arg-type]
 
 
-def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping):
+def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted names and their values as JSON, which is what the digest is made of."""
+    if isinstance(value, Mapping) and value:
         for key, inner in value.items():
             yield from _flatten(inner, f"{prefix}.{key}" if prefix else str(key))
     else:
-        yield prefix, value
+        yield prefix, json.dumps(value, sort_keys=True)
 
 
-def _short(value: Any) -> str:
-    text = "absent" if value is None else json.dumps(value)
+def _short(text: str) -> str:
     return text if len(text) <= 60 else text[:57] + "..."

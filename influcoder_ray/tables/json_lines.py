@@ -45,7 +45,7 @@ def parse(line: bytes) -> dict[str, Any] | Unreadable:
         row = json.loads(line)
     except UnicodeDecodeError:
         return Unreadable("the line is not UTF-8")
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: also a number of thousands of digits
         return Unreadable(f"the line is not JSON: {str(error).splitlines()[0]}")
     if not isinstance(row, dict):
         return Unreadable(f"the line is a JSON {type(row).__name__}, not an object")

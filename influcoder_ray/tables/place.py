@@ -93,8 +93,9 @@ class Place:
         )
 
     def glob(self) -> list[str]:
-        """The paths that match, where the path holds wildcards; in order."""
-        return sorted(self._fresh().glob(self.path))
+        """The paths of files that match, where the path holds wildcards; in order."""
+        found = self._fresh().glob(self.path, detail=True)
+        return sorted(path for path, info in found.items() if info["type"] == "file")
 
     @property
     def has_wildcards(self) -> bool:

@@ -95,10 +95,10 @@ class StageState:
         """The fingerprint of the finished stage.
 
         Raises:
-            UserError: the stage has not been run to its end.
+            UserError: the stage has not been run to its end, or a file of its tables is gone.
         """
         found = self.fingerprint()
-        if found is None or self.totals() is None:
+        if found is None or not self._complete():
             raise UserError(f"{self.root / self.tables[0]}: not there yet; run the {self.stage} stage first")
         return found
 
@@ -109,7 +109,7 @@ class StageState:
             UserError: naming the fields that differ.
         """
         held = self.fingerprint()
-        if held is None or held.digest == fingerprint.digest or not any(self._sizes()):
+        if held is None or held.digest == fingerprint.digest or not self._table_sizes():
             return
         differences = fingerprint.differences(held)
         more = f" (and {len(differences) - 3} more)" if len(differences) > 3 else ""
@@ -123,6 +123,8 @@ class StageState:
         held = self.fingerprint()
         if held is not None and held.digest == fingerprint.digest:
             return
+        for path in self._quarantine_sizes():
+            (self.root / path).remove()
         self._folder.remove()
         (self._folder / "fingerprint.json").write_whole(fingerprint.to_json())
 
@@ -151,7 +153,7 @@ class StageState:
                 f"{output.rows_out} + {quarantined} quarantined"
             )
         held = self.fingerprint()
-        note = {"fingerprint": held.to_json() if held else b""}
+        note = {b"fingerprint": held.to_json() if held else b""}
         files = [
             self._write(name, f"{name}/{unit_id}.parquet", table, note, output.rows_per_group)
             for name, table in output.tables.items()
@@ -216,7 +218,9 @@ class StageState:
             with place.open() as stream:
                 footer = pq.ParquetFile(stream).metadata
             groups = tuple(footer.row_group(i).num_rows for i in range(footer.num_row_groups))
-            return DataFile(place, file.path, file.sha256[:32], groups, tuple(footer.schema.names))
+            return DataFile(
+                place, file.path, file.sha256[:32], groups, tuple(footer.schema.to_arrow_schema().names)
+            )
 
         with ThreadPoolExecutor(_THREADS) as threads:
             return list(threads.map(inspect, self.files(table)))
@@ -227,15 +231,22 @@ class StageState:
         parts = []
         for file in self.files(table):
             with (self.root / file.path).open() as stream:
-                parts.append(pq.ParquetFile(stream).read(columns=list(fields.names)))
+                found = pq.ParquetFile(stream).read(columns=list(fields.names))
+                parts.append(found.select(fields.names))
         return pa.concat_tables(parts).cast(fields) if parts else fields.empty_table()
+
+    def _complete(self) -> bool:
+        place = self._folder / "totals.json"
+        return place.exists() and json.loads(place.read_bytes())["units"] == digest_of(
+            sorted(self.manifests())
+        )
 
     def _vouch(self, manifest: Manifest) -> Manifest:
         (self._folder / "units" / f"{manifest.unit_id}.json").write_whole(manifest.to_json())
         return manifest
 
     def _write(
-        self, table: str, path: str, rows: pa.Table, note: Mapping[str, bytes], rows_per_group: int
+        self, table: str, path: str, rows: pa.Table, note: Mapping[bytes, bytes], rows_per_group: int
     ) -> CommittedFile:
         data = parquet_bytes(
             rows.replace_schema_metadata({**(rows.schema.metadata or {}), **note}), rows_per_group
@@ -244,7 +255,10 @@ class StageState:
         return CommittedFile(table, path, rows.num_rows, len(data), hashlib.sha256(data).hexdigest())
 
     def _sizes(self) -> dict[str, int]:
-        """The sizes of the files in this stage's tables, by path below the output folder."""
+        """The sizes of the files that this stage has written, by path below the output folder."""
+        return self._table_sizes() | self._quarantine_sizes()
+
+    def _table_sizes(self) -> dict[str, int]:
         sizes = {}
         for table in self.tables:
             place = self.root / table
@@ -252,10 +266,14 @@ class StageState:
                 sizes.update({f"{table}/{e.relative}": e.size_bytes for e in place.files()})
             elif place.exists():
                 sizes[table] = place.size_bytes()
-        for entry in (self.root / _QUARANTINE).files():
-            if entry.relative.startswith(f"{self.stage}-"):
-                sizes[f"{_QUARANTINE}/{entry.relative}"] = entry.size_bytes
         return sizes
+
+    def _quarantine_sizes(self) -> dict[str, int]:
+        return {
+            f"{_QUARANTINE}/{entry.relative}": entry.size_bytes
+            for entry in (self.root / _QUARANTINE).files()
+            if entry.relative.startswith(f"{self.stage}-")
+        }
 
 
 def parquet_bytes(table: pa.Table, rows_per_group: int = 4096) -> bytes:

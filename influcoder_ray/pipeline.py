@@ -1,0 +1,128 @@
+"""The stages in order: what is done, what is missing, what a run adds."""
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from typing import Any
+
+from rich.console import Console
+
+from influcoder_ray.config import PipelineSettings
+from influcoder_ray.errors import UserError
+
+STAGES = ("sample", "sketch", "distill", "embed", "attribute", "evaluate", "report")
+SUMMARY, SETTINGS = "run_summary.json", "settings.yaml"
+_WITHOUT_RAY = ("report",)
+
+
+def run(
+    settings: PipelineSettings,
+    *,
+    stages: Sequence[str] = STAGES,
+    address: str | None = None,
+    console: Console | None = None,
+    expected_seconds: Mapping[str, float] | None = None,
+) -> dict[str, Any]:
+    """Run stages in order, skipping what is done, and write `settings.yaml` and `run_summary.json`.
+
+    Everything that a user can have got wrong is looked for before anything is written.
+
+    Args:
+        stages: names out of `STAGES`, in their order.
+        address: the Ray cluster to join; without one, that of the submitted job, else one started here.
+        expected_seconds: what each stage is expected to take, where that is known.
+
+    Returns:
+        The summary: for each stage its totals and whether it was done before.
+
+    Raises:
+        UserError: a setting or an input cannot be used, or belongs to another run.
+        RunFailed: a stage did not finish.
+    """
+    from influcoder_ray.stages.progress import Display
+
+    console = console or Console()
+    display = Display(console, expected_seconds)
+    missing = _missing(settings, stages)
+    if not missing:
+        display.say(f"Nothing to do: {', '.join(stages)} in {settings.root} are done with these settings")
+        return _summary(settings)
+    for stage in missing:
+        check: Callable[[PipelineSettings], None] | None = getattr(_module(stage), "check", None)
+        if check is not None:
+            check(settings)
+    _refuse_unwritable(settings)
+    if any(stage not in _WITHOUT_RAY for stage in missing):
+        from influcoder_ray.stages.cluster import connect
+
+        connect(address)
+    (settings.root / SETTINGS).write_whole(settings.to_yaml().encode())
+    for stage in stages:
+        started = time.monotonic()
+        plan = _module(stage).plan(settings)
+        plan.state.refuse_other(plan.fingerprint)
+        if plan.is_done():
+            display.say(f"{stage}: done already")
+            continue
+        display.say(f"{stage} ({STAGES.index(stage) + 1} of {len(STAGES)})")
+        manifests = plan.run(display)
+        totals = plan.finish(settings, manifests, time.monotonic() - started)
+        display.say(f"  {_closing_line(stage, totals)}")
+        (settings.root / SUMMARY).write_whole(json.dumps(_summary(settings), indent=2).encode())
+    return _summary(settings)
+
+
+def status(settings: PipelineSettings) -> dict[str, bool]:
+    """Whether each stage is done with these settings."""
+    missing = _missing(settings, STAGES)
+    return {stage: stage not in missing for stage in STAGES}
+
+
+def _missing(settings: PipelineSettings, stages: Sequence[str]) -> list[str]:
+    """The stages from the first one on that is not done: each one's input is the last one's output.
+
+    Raises:
+        UserError: a folder holds another run's results.
+    """
+    for number, stage in enumerate(stages):
+        plan = _module(stage).plan(settings)
+        plan.state.refuse_other(plan.fingerprint)
+        if not plan.is_done():
+            return list(stages[number:])
+    return []
+
+
+def _module(stage: str) -> Any:
+    return import_module(f"influcoder_ray.stages.{stage}")
+
+
+def _summary(settings: PipelineSettings) -> dict[str, Any]:
+    return {
+        "output": settings.output,
+        "stages": {stage: _module(stage).state(settings.root).totals() for stage in STAGES},
+    }
+
+
+def _refuse_unwritable(settings: PipelineSettings) -> None:
+    probe = settings.root / "_state" / "writable"
+    try:
+        probe.write_whole(b"")
+        probe.remove()
+    except (OSError, PermissionError) as error:
+        raise UserError(
+            f"output: {settings.root} cannot be written ({error}); give a folder that can"
+        ) from error
+
+
+def _closing_line(stage: str, totals: Mapping[str, float]) -> str:
+    parts = [f"{stage}: {totals['wall_seconds']:.1f} s"]
+    if totals["rows_in"]:
+        parts.append(f"{totals['rows_out']:,.0f} of {totals['rows_in']:,.0f} rows")
+    if totals["rows_quarantined"]:
+        parts.append(f"{totals['rows_quarantined']:,.0f} quarantined")
+    if totals.get("tokens") and totals["compute_seconds"]:
+        parts.append(f"{totals['tokens'] / totals['compute_seconds']:,.0f} tokens/s")
+    elif totals["rows_out"] and totals["compute_seconds"]:
+        parts.append(f"{totals['rows_out'] / totals['compute_seconds']:,.0f} rows/s")
+    return ", ".join(parts)

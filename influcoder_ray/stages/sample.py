@@ -1,0 +1,217 @@
+"""Sample: a seeded choice of pool and queries by content, split by content into train, validation, test.
+
+The choice is a bottom-k sample: of all contents, those with the smallest hash of (seed, content). It
+does not depend on how the corpus is cut into files or units, nor on who scans them.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from influcoder_ray.config import DataSpec, PipelineSettings
+from influcoder_ray.errors import UserError
+from influcoder_ray.examples import ColumnSpec, Example
+from influcoder_ray.examples.columns import examples_from_cells
+from influcoder_ray.examples.example import from_table, to_table
+from influcoder_ray.stages.cluster import reserve
+from influcoder_ray.stages.plan import StagePlan
+from influcoder_ray.stages.progress import Display
+from influcoder_ray.stages.units_on_ray import WorkPlan, run_units
+from influcoder_ray.tables import schemas
+from influcoder_ray.tables.cells import read_cells
+from influcoder_ray.tables.datafiles import DataFile, find_data_files, require_columns
+from influcoder_ray.tables.fingerprint import Fingerprint, digest_of
+from influcoder_ray.tables.place import Place
+from influcoder_ray.tables.state import Manifest, Output, StageState, quarantine_table
+from influcoder_ray.tables.units import Unit, plan_units
+
+POOL, QUERIES = "sample/pool", "sample/queries"
+_POOL_CANDIDATES, _QUERY_CANDIDATES = "_state/sample/pool", "_state/sample/queries"
+_SMALLEST = 10
+# Small row groups, so that later stages can cut the sample into units of any size.
+_ROWS_PER_GROUP = 16
+
+
+def state(root: Place) -> StageState:
+    return StageState(root, "sample", (POOL, QUERIES, _POOL_CANDIDATES, _QUERY_CANDIDATES))
+
+
+def check(settings: PipelineSettings) -> None:
+    """Refuse data that cannot be used: missing, without the named columns, empty, with ids twice.
+
+    Raises:
+        UserError: the first of these.
+    """
+    for setting, data in (("corpus", settings.corpus), ("queries", settings.queries)):
+        files = find_data_files(data.path, setting=f"{setting}.path")
+        require_columns(files, data.columns.names, setting=f"{setting}.columns")
+        if all(file.row_groups is not None and sum(file.row_groups) == 0 for file in files) or all(
+            file.row_groups is None and not file.columns for file in files
+        ):
+            raise UserError(f"{setting}.path: {data.path} holds no rows; give data files with at least some")
+        _refuse_repeated_ids(files, data, setting)
+
+
+def plan(settings: PipelineSettings) -> StagePlan:
+    corpus = find_data_files(settings.corpus.path, setting="corpus.path")
+    queries = find_data_files(settings.queries.path, setting="queries.path")
+    fingerprint = Fingerprint(
+        {
+            "stage": "sample",
+            "scheme": "bottom-k-1",
+            "seed": settings.seed,
+            "corpus": data_fields(settings.corpus, corpus),
+            "queries": data_fields(settings.queries, queries),
+            "sample": settings.sample.model_dump(mode="json"),
+        }
+    )
+    rows_per_unit = settings.sample.rows_per_unit
+    units = {
+        table: plan_units(files, rows_per_unit=rows_per_unit, fingerprint=fingerprint.digest, table=table)
+        for table, files in ((_QUERY_CANDIDATES, queries), (_POOL_CANDIDATES, corpus))
+    }
+    record = state(settings.root)
+    scanned = [unit.unit_id for part in units.values() for unit in part]
+    closing = f"sample-{digest_of(scanned)[:16]}"
+
+    def run(display: Display) -> Mapping[str, Manifest]:
+        reservation = reserve(settings.workers.sample)
+        manifests: dict[str, Manifest] = {}
+        for table, data, count in (
+            (_QUERY_CANDIDATES, settings.queries, settings.sample.queries),
+            (_POOL_CANDIDATES, settings.corpus, settings.sample.pool),
+        ):
+            arguments = {
+                "columns": data.columns,
+                "count": count,
+                "seed": settings.seed,
+                "root": settings.root,
+                "apart_from": None if table == _QUERY_CANDIDATES else _QUERY_CANDIDATES,
+            }
+            work = WorkPlan(record, units[table], ScanWork, arguments)
+            manifests |= run_units(work, fingerprint, reservation, display)
+        shared = sum(m.counters.get("shared_with_queries", 0) for m in manifests.values())
+        if shared and settings.sample.shared_content == "refuse":
+            raise UserError(
+                f"queries.path: {shared:.0f} corpus rows have the content of a query; take them out, or set "
+                "sample.shared_content to keep"
+            )
+        manifests[closing] = record.commit(closing, _choose(settings, record), 0.0)
+        return manifests
+
+    return StagePlan(record, fingerprint, (*scanned, closing), run)
+
+
+def data_fields(data: DataSpec, files: Sequence[DataFile]) -> dict[str, Any]:
+    """What of a data set decides numbers: its files' contents and names, and its columns."""
+    return {
+        "files": digest_of([[file.relative, file.identity] for file in files]),
+        "file_count": len(files),
+        "columns": data.columns.model_dump(mode="json"),
+    }
+
+
+class ScanWork:
+    """Reads a unit of a corpus and keeps the contents that may be in the sample."""
+
+    def __init__(
+        self, columns: ColumnSpec, count: int | None, seed: int, root: Place, apart_from: str | None
+    ) -> None:
+        self._columns = columns
+        self._count = count
+        self._seed = seed
+        self._taken: set[str] = set()
+        if apart_from is not None:
+            hashes = state(root).read(apart_from, schemas.EXAMPLES, ["content_hash"])
+            self._taken = set(hashes["content_hash"].to_pylist())
+
+    def read(self, unit: Unit) -> dict[str, list[Any]]:
+        return read_cells(unit, self._columns.names)
+
+    def process(self, unit: Unit, rows: dict[str, list[Any]], report: Callable[[int], None]) -> Output:
+        examples, unusable = examples_from_cells(
+            rows, self._columns, relative=unit.relative, first_row=unit.first_row
+        )
+        apart = [e for e in examples if e.content_hash not in self._taken]
+        chosen = smallest(apart, self._seed, self._count)
+        return Output(
+            {unit.table: to_table(chosen, [""] * len(chosen))},
+            rows_in=len(examples) + len(unusable),
+            rows_out=len(examples),
+            quarantine=quarantine_table("sample", [(u.example_id, u.source, u.reason) for u in unusable]),
+            counters={"shared_with_queries": len(examples) - len(apart)},
+        )
+
+
+def smallest(examples: Sequence[Example], seed: int, count: int | None) -> list[Example]:
+    """The distinct contents with the smallest keys, in order of key; of equal contents the first id."""
+    first: dict[str, Example] = {}
+    for example in examples:
+        held = first.get(example.content_hash)
+        if held is None or example.example_id < held.example_id:
+            first[example.content_hash] = example
+    ordered = sorted(first.values(), key=lambda e: _key(seed, "sample", e.content_hash))
+    return ordered[:count]
+
+
+def splits(examples: Sequence[Example], seed: int, validation_share: float, test_share: float) -> list[str]:
+    """The split of each example (N,), by rank of a hash of its content: the shares are met exactly."""
+    count = len(examples)
+    test = max(2, round(test_share * count))
+    validation = max(2, round(validation_share * count))
+    order = sorted(range(count), key=lambda i: _key(seed, "split", examples[i].content_hash))
+    names = ["train"] * count
+    for rank, index in enumerate(order):
+        if rank < test + validation:
+            names[index] = "test" if rank < test else "validation"
+    return names
+
+
+def _choose(settings: PipelineSettings, record: StageState) -> Output:
+    tables = {}
+    for table, candidates, count, setting in (
+        (QUERIES, _QUERY_CANDIDATES, settings.sample.queries, "queries.path"),
+        (POOL, _POOL_CANDIDATES, settings.sample.pool, "corpus.path"),
+    ):
+        examples = from_table(record.read(candidates, schemas.EXAMPLES))
+        chosen = smallest(examples, settings.seed, count)
+        if len(chosen) < _SMALLEST:
+            raise UserError(
+                f"{setting}: only {len(chosen)} different usable rows, too few to train and test on; "
+                f"give at least {_SMALLEST}"
+            )
+        names = splits(chosen, settings.seed, settings.sample.validation_share, settings.sample.test_share)
+        tables[table] = to_table(chosen, names)
+    return Output(tables, rows_in=0, rows_out=0, rows_per_group=_ROWS_PER_GROUP)
+
+
+def _key(seed: int, purpose: str, content_hash: str) -> bytes:
+    return hashlib.sha256(f"{seed}\x1f{purpose}\x1f{content_hash}".encode()).digest()
+
+
+def _refuse_repeated_ids(files: Sequence[DataFile], data: DataSpec, setting: str) -> None:
+    column = data.columns.id
+    if column is None:
+        return
+    whole = plan_units(files, rows_per_unit=1 << 62, fingerprint="")
+    parts = []
+    for unit in whole:
+        values = read_cells(unit, [column])[column]
+        parts.append(
+            pa.array([_as_bytes(v) for v in values if isinstance(v, str | bytes | int)], pa.binary())
+        )
+    counts = pc.value_counts(pa.chunked_array(parts, pa.binary()))
+    repeated = counts.filter(pc.greater(counts.field("counts"), 1))
+    if len(repeated):
+        example_id = repeated[0]["values"].as_py().decode(errors="replace")
+        raise UserError(
+            f"{setting}.columns.id: {len(repeated)} ids of column {column!r} stand more than once, for "
+            f"example {example_id!r}; give a column of unique ids, or none"
+        )
+
+
+def _as_bytes(value: str | bytes | int) -> bytes:
+    return value if isinstance(value, bytes) else str(value).encode(errors="surrogatepass")

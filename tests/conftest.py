@@ -1,0 +1,31 @@
+"""Tiny model folders that whole test runs share; `tiny` is importable because this file lies beside it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import CHAT_TEMPLATE, build_causal_lm, build_encoder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Tiny tensors gain nothing from threads, and threads of several processes spin against each other."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def causal_lm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama with tokenizer and no chat template. Read only."""
+    return build_causal_lm(tmp_path_factory.mktemp("causal_lm"))
+
+
+@pytest.fixture(scope="session")
+def chat_lm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama with a chat template. Read only."""
+    return build_causal_lm(tmp_path_factory.mktemp("chat_lm"), chat_template=CHAT_TEMPLATE)
+
+
+@pytest.fixture(scope="session")
+def encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny BERT in sentence-transformers layout, mean pooling. Read only."""
+    return build_encoder(tmp_path_factory.mktemp("encoder"))

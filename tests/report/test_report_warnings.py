@@ -1,0 +1,183 @@
+"""The page warns exactly when it should."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from influcoder_ray.report.contents import ReportContents, StageRow, Truncation
+from influcoder_ray.report.warnings import (
+    CLEAR_LEAD_IN_STDS,
+    MAX_QUARANTINED_SHARE,
+    MAX_TRUNCATED_SHARE,
+    MIN_SKETCH_RHO,
+    MIN_TEST_POOL,
+    MIN_TEST_QUERIES,
+    warnings_for,
+)
+
+MakeContents = Callable[..., ReportContents]
+quick = settings(max_examples=50, deadline=None)
+
+
+def _with(make: MakeContents, change: Callable[[dict[str, Any]], None]) -> list[str]:
+    contents = make()
+    change(contents.evaluation)
+    return warnings_for(contents)
+
+
+def test_a_sound_run_calls_for_no_warning(make_contents: MakeContents) -> None:
+    """Prevents a page that always warns, whose warnings nobody reads."""
+    assert warnings_for(make_contents()) == []
+
+
+@pytest.mark.parametrize(
+    ("figure", "name"), [("per_query_rho", "(per query)"), ("aggregated_rho", "(aggregated over queries)")]
+)
+@given(
+    encoder=st.floats(-1, 1), untrained=st.floats(-1, 1), stds=st.tuples(st.floats(0, 0.5), st.floats(0, 0.5))
+)
+@quick
+def test_each_agreement_is_compared_with_the_untrained_encoder(
+    make_contents: MakeContents,
+    figure: str,
+    name: str,
+    encoder: float,
+    untrained: float,
+    stds: tuple[float, float],
+) -> None:
+    """Prevents an encoder that training made no better from being sold as better."""
+
+    def change(evaluation: dict[str, Any]) -> None:
+        evaluation["methods"]["encoder"][figure] = {"mean": encoder, "std": stds[0]}
+        evaluation["methods"]["untrained_encoder"][figure] = {"mean": untrained, "std": stds[1]}
+
+    found = _with(make_contents, change)
+    lead = encoder - untrained
+    if lead <= 0:
+        assert len(found) == 1
+        assert "no better than the untrained one" in found[0]
+        assert name in found[0]
+    elif lead < CLEAR_LEAD_IN_STDS * max(stds):
+        assert len(found) == 1
+        assert "not clearly better than the untrained one" in found[0]
+        assert name in found[0]
+    else:
+        assert found == []
+
+
+@pytest.mark.parametrize(("lead", "warned"), [(0.0, True), (0.0625, True), (0.125, False), (0.25, False)])
+def test_a_lead_of_exactly_two_stds_is_clear_and_no_lead_never_is(
+    make_contents: MakeContents, lead: float, warned: bool
+) -> None:
+    """Prevents an off-by-one comparison at the threshold (all numbers here are exact in binary)."""
+
+    def change(evaluation: dict[str, Any]) -> None:
+        evaluation["methods"]["encoder"]["per_query_rho"] = {"mean": 0.25 + lead, "std": 0.0625}
+        evaluation["methods"]["untrained_encoder"]["per_query_rho"] = {"mean": 0.25, "std": 0.03125}
+
+    assert bool(_with(make_contents, change)) is warned
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), {"mean": None, "std": 0.1}, "high", True])
+@pytest.mark.parametrize("method", ["encoder", "untrained_encoder"])
+def test_an_agreement_that_is_missing_or_undefined_is_a_warning(
+    make_contents: MakeContents, method: str, value: object
+) -> None:
+    """Prevents NaN, which compares false with everything, from passing as a good encoder."""
+    found = _with(make_contents, lambda it: it["methods"][method].update(aggregated_rho=value))
+    assert len(found) == 1
+    assert "could not be compared" in found[0]
+
+
+def test_a_lead_without_a_measured_spread_is_a_warning(make_contents: MakeContents) -> None:
+    """Prevents one seed's lead from counting as clear because its spread is unknown."""
+    found = _with(make_contents, lambda it: it["methods"]["encoder"].update(per_query_rho={"mean": 0.7}))
+    assert len(found) == 1
+    assert "no measured spread" in found[0]
+
+
+@given(examples=st.integers(0, 3000), data=st.data())
+@pytest.mark.parametrize("who", ["teacher", "student"])
+@quick
+def test_truncation_beyond_a_tenth_is_a_warning_on_either_side(
+    make_contents: MakeContents, who: str, examples: int, data: st.DataObject
+) -> None:
+    """Prevents the encoder's narrower window from going unreported."""
+    tenth = examples // 10
+    truncated = data.draw(st.integers(0, examples) | st.sampled_from([tenth, min(tenth + 1, examples)]))
+    found = warnings_for(make_contents(truncation=(Truncation(who, examples, truncated, 128),)))
+    assert bool(found) is (examples > 0 and truncated / examples > MAX_TRUNCATED_SHARE)
+    assert all(who in sentence and "128 tokens" in sentence for sentence in found)
+
+
+@given(rows=st.integers(1, 5000), data=st.data())
+@quick
+def test_a_stage_that_sets_aside_more_than_a_hundredth_is_a_warning(
+    make_contents: MakeContents, rows: int, data: st.DataObject
+) -> None:
+    """Prevents a small stage's losses from being hidden by a large corpus."""
+    lost = data.draw(st.integers(0, rows) | st.sampled_from([rows // 100, min(rows // 100 + 1, rows)]))
+    large = StageRow("embed", 1.0, 1, 0, 10_000_000, 10_000_000, 0, None, None)
+    small = StageRow("sketch", 1.0, 1, 0, rows, rows - lost, lost, None, None)
+    found = warnings_for(make_contents(stages=(large, small), corpus_rows=10_000_000))
+    assert bool(found) is (lost / rows > MAX_QUARANTINED_SHARE)
+    assert all("sketch" in sentence for sentence in found)
+
+
+@pytest.mark.parametrize(
+    ("audit", "warned"),
+    [
+        ({"disjoint": True, "shared_contents": 0}, False),
+        ({"disjoint": True}, False),
+        ({"disjoint": False, "shared_contents": 0}, True),
+        ({"disjoint": True, "shared_contents": 1}, True),
+        ({"disjoint": False, "shared_contents": 7}, True),
+        ({}, True),
+    ],
+)
+def test_splits_that_share_contents_or_were_not_audited_are_a_warning(
+    make_contents: MakeContents, audit: dict[str, Any], warned: bool
+) -> None:
+    """Prevents an agreement measured on training data from being believed."""
+    found = _with(make_contents, lambda it: it.update(split_audit=audit))
+    assert bool(found) is warned
+    assert all("splits" in sentence for sentence in found)
+
+
+@given(
+    rho=st.floats(-1, 1) | st.sampled_from([MIN_SKETCH_RHO, MIN_SKETCH_RHO - 1e-9]) | st.just(float("nan"))
+)
+@quick
+def test_a_sketch_that_blurs_the_truth_is_a_warning(make_contents: MakeContents, rho: float) -> None:
+    """Prevents a sketch too narrow for the model from passing as exact influence."""
+    found = _with(make_contents, lambda it: it["sketch_fidelity"].update(rho=rho))
+    assert bool(found) is not (rho >= MIN_SKETCH_RHO)
+    assert all("sketches" in sentence for sentence in found)
+
+
+@given(queries=st.integers(0, 2 * MIN_TEST_QUERIES), pool=st.integers(0, 2 * MIN_TEST_POOL))
+@quick
+def test_a_small_test_is_a_warning(make_contents: MakeContents, queries: int, pool: int) -> None:
+    """Prevents figures over a handful of queries or examples from looking precise."""
+    found = _with(make_contents, lambda it: it.update(queries=queries, pool=pool))
+    assert any("test queries" in sentence for sentence in found) is (queries < MIN_TEST_QUERIES)
+    assert any("test pool examples" in sentence for sentence in found) is (pool < MIN_TEST_POOL)
+    assert len(found) == (queries < MIN_TEST_QUERIES) + (pool < MIN_TEST_POOL)
+
+
+def test_an_empty_evaluation_warns_of_every_check_that_was_not_made(make_contents: MakeContents) -> None:
+    """Prevents silence about a check from reading as its success."""
+    found = warnings_for(replace(make_contents(), evaluation={}))
+    for words in (
+        "(per query)",
+        "(aggregated over queries)",
+        "not audited",
+        "sketches",
+        "test queries",
+        "pool",
+    ):
+        assert any(words in sentence for sentence in found), words
