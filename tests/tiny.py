@@ -16,6 +16,7 @@ from transformers import (
     GPTNeoXConfig,
     LlamaConfig,
     Olmo2Config,
+    OPTConfig,
     PretrainedConfig,
     PreTrainedTokenizerFast,
     Qwen3Config,
@@ -151,6 +152,19 @@ CAUSAL_CONFIGS: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = {
         },
     ),
     "gpt_neox": (GPTNeoXConfig, _SIZES),
+    # Folds rows and tokens into one axis before its feed-forward layers.
+    "opt": (
+        OPTConfig,
+        {
+            "vocab_size": _WORDS,
+            "hidden_size": 32,
+            "ffn_dim": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "init_std": 0.2,
+            "word_embed_proj_dim": 32,
+        },
+    ),
     "gpt2": (
         GPT2Config,
         {"vocab_size": _WORDS, "n_embd": 32, "n_layer": 2, "n_head": 4, "initializer_range": 0.2},

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftConfig, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftType, get_peft_model
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -155,13 +155,15 @@ def _lora_config(spec: AdapterSpec) -> LoraConfig:
             raise UserError(f"adapter.path: {spec.path} is no PEFT adapter; give a folder with {file}")
     try:
         config = PeftConfig.from_pretrained(spec.path)
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"adapter.path: {spec.path} has no adapter_config.json that peft can read ({error}); "
             "give a LoRA adapter"
         ) from error
-    if not isinstance(config, LoraConfig):
-        raise UserError(f"adapter.path: {spec.path} is a {config.peft_type} adapter; give a LoRA adapter")
+    # By its type: AdaLoRA's config, for one, is a kind of LoRA's.
+    if not isinstance(config, LoraConfig) or config.peft_type != PeftType.LORA:
+        kind = getattr(config.peft_type, "value", "nameless")
+        raise UserError(f"adapter.path: {spec.path} is a {kind} adapter; give a LoRA adapter")
     extras = {
         "use_dora": config.use_dora,
         "bias": config.bias != "none",

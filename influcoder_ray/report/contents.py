@@ -43,8 +43,7 @@ class StageRow:
 
     name: str
     seconds: float
-    units_done: int
-    units_skipped: int
+    units: int
     rows_in: int
     rows_out: int
     rows_quarantined: int

@@ -30,8 +30,7 @@ HIGHER_IS_BETTER = ("rho", "recall", "auprc", "precision", "mrr", "lds")
 
 STAGE_COLUMNS = (
     "Time",
-    "Units computed",
-    "Units kept",
+    "Units",
     "Rows in",
     "Rows out",
     "Rows set aside",
@@ -280,8 +279,7 @@ def stages(contents: ReportContents) -> list[tuple[str, tuple[str, ...]]]:
             one_line(row.name, 60),
             (
                 duration(row.seconds),
-                count(row.units_done),
-                count(row.units_skipped),
+                count(row.units),
                 count(row.rows_in),
                 count(row.rows_out),
                 count(row.rows_quarantined),

@@ -76,3 +76,10 @@ def reserve(spec: WorkersSpec) -> Reservation:
     cpus = spec.cpus if spec.cpus is not None else default_cpus
     room = total_gpus / gpus if gpus else sum(cpu_nodes) / cpus if cpus else spec.min
     return Reservation(spec.min, spec.max or max(spec.min, int(room)), cpus, gpus)
+
+
+def resources() -> dict[str, float]:
+    """What the joined cluster has: nodes, CPUs and GPUs."""
+    total = ray.cluster_resources()
+    alive = sum(1 for node in ray.nodes() if node["Alive"])
+    return {"nodes": alive, "CPUs": total.get("CPU", 0.0), "GPUs": total.get("GPU", 0.0)}

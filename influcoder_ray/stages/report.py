@@ -37,7 +37,6 @@ from influcoder_ray.tables.place import Place
 from influcoder_ray.tables.state import Manifest, StageState
 
 REPORT = "report.html"
-_FIGURE_BINS = 128
 _GROUP_EXAMPLES = 10
 _SPLITS = ("test", "validation", "train")
 
@@ -201,7 +200,7 @@ def _histogram(record: StageState) -> tuple[np.ndarray, np.ndarray]:
         with (record.root / file.path).open() as stream:
             counts = pq.ParquetFile(stream).read()["count"].to_numpy()
         total = total + ScoreHistogram(counts.astype(np.int64))
-    return total.coarse(_FIGURE_BINS)
+    return total.counts, np.linspace(-1, 1, len(total.counts) + 1)
 
 
 def _stage_row(stage: str, totals: Mapping[str, float]) -> StageRow:

@@ -92,8 +92,8 @@ def make_contents() -> MakeContents:
             group=_attributions(2, "everything"),
             least=_attributions(2, "nothing"),
             stages=(
-                StageRow("sample", 1.5, 1, 0, 1000, 400, 0, 700.0, None),
-                StageRow("sketch", 812.0, 4, 2, 400, 398, 2, 1.3, 148.0),
+                StageRow("sample", 1.5, 1, 1000, 400, 0, 700.0, None),
+                StageRow("sketch", 812.0, 4, 400, 398, 2, 1.3, 148.0),
             ),
             truncation=(Truncation("teacher", 400, 4, 128), Truncation("student", 1000, 9, 128)),
             quarantine_reasons={"gradient is not finite": 2},

@@ -88,7 +88,7 @@ def _hostile(make: MakeContents, text: str) -> ReportContents:
         queries=(QueryPage(text, text, text, text, (attribution,)),),
         group=(attribution,),
         least=(attribution,),
-        stages=(StageRow(text, 1.0, 1, 0, 10, 5, 5, None, None),),
+        stages=(StageRow(text, 1.0, 1, 10, 5, 5, None, None),),
         truncation=(Truncation(text, 10, 9, 128),),
         quarantine_reasons={text: 5},
     )

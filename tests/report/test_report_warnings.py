@@ -121,8 +121,8 @@ def test_a_stage_that_sets_aside_more_than_a_hundredth_is_a_warning(
 ) -> None:
     """Prevents a small stage's losses from being hidden by a large corpus."""
     lost = data.draw(st.integers(0, rows) | st.sampled_from([rows // 100, min(rows // 100 + 1, rows)]))
-    large = StageRow("embed", 1.0, 1, 0, 10_000_000, 10_000_000, 0, None, None)
-    small = StageRow("sketch", 1.0, 1, 0, rows, rows - lost, lost, None, None)
+    large = StageRow("embed", 1.0, 1, 10_000_000, 10_000_000, 0, None, None)
+    small = StageRow("sketch", 1.0, 1, rows, rows - lost, lost, None, None)
     found = warnings_for(make_contents(stages=(large, small), corpus_rows=10_000_000))
     assert bool(found) is (lost / rows > MAX_QUARANTINED_SHARE)
     assert all("sketch" in sentence for sentence in found)

