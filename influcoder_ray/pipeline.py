@@ -40,7 +40,7 @@ def run(
         UserError: a setting or an input cannot be used, or belongs to another run.
         RunFailed: a stage did not finish.
     """
-    from influcoder_ray.stages.progress import Display
+    from influcoder_ray.stages.display import Display
 
     console = console or Console()
     display = Display(console, expected_seconds)

@@ -113,7 +113,7 @@ def causal_lm(config: PretrainedConfig, *, seed: int = 0) -> torch.nn.Module:
     model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
     for parameter in model.parameters():
         if parameter.dim() == 1:
-            parameter.add_(0.1 * torch.randn_like(parameter))
+            parameter.data += 0.1 * torch.randn_like(parameter)
     return model
 
 

@@ -159,12 +159,16 @@ def check_encoder(spec: EncoderSpec) -> None:
 
 
 def _tokenizer(spec: EncoderSpec) -> Any:
+    none = UserError(f"encoder.path: {spec.path} holds no tokenizer; give a folder with tokenizer.json")
     try:
-        return AutoTokenizer.from_pretrained(spec.path)
+        tokenizer = AutoTokenizer.from_pretrained(spec.path)
     except (ValueError, OSError) as error:
-        raise UserError(
-            f"encoder.path: {spec.path} holds no tokenizer; give a folder with tokenizer.json"
-        ) from error
+        raise none from error
+    # Without its files some classes give a tokenizer that knows no word, and say nothing.
+    files = tokenizer.vocab_files_names.values()
+    if files and not any((Path(spec.path) / file).is_file() for file in (*files, "tokenizer.json")):
+        raise none
+    return tokenizer
 
 
 def _positions(config: PretrainedConfig) -> int | None:

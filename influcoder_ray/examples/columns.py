@@ -50,6 +50,11 @@ class ColumnSpec(Spec):
         return (self.prompt,) if isinstance(self.prompt, str) else (self.prompt or ())
 
     @property
+    def texts(self) -> list[str]:
+        """The columns that hold text, each a string a row."""
+        return [name for name in (self.text, *self.prompts, self.response) if name]
+
+    @property
     def names(self) -> list[str]:
         """Every column that is read, once each."""
         named = [self.id, self.text, *self.prompts, self.response, self.messages]

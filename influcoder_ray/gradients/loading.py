@@ -70,12 +70,16 @@ def load_tokenizer(spec: ModelSpec) -> Any:
     Raises:
         UserError: the folder holds none.
     """
+    none = UserError(f"model.path: {spec.path} holds no tokenizer; give a folder with tokenizer.json")
     try:
-        return AutoTokenizer.from_pretrained(spec.path, trust_remote_code=spec.trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(spec.path, trust_remote_code=spec.trust_remote_code)
     except (ValueError, OSError) as error:
-        raise UserError(
-            f"model.path: {spec.path} holds no tokenizer; give a folder with tokenizer.json"
-        ) from error
+        raise none from error
+    # Without its files some classes give a tokenizer that knows no word, and say nothing.
+    files = tokenizer.vocab_files_names.values()
+    if files and not any((Path(spec.path) / file).is_file() for file in (*files, "tokenizer.json")):
+        raise none
+    return tokenizer
 
 
 def load_model(spec: ModelSpec, device: torch.device) -> nn.Module:

@@ -10,9 +10,6 @@ from torch import Tensor
 
 from influcoder_ray.gradients.hashing import hash_positions, key_of
 
-# Named in every fingerprint: another way of hashing is another set of sketches.
-SCHEME = "countsketch-lowbias32-1"
-
 
 class CountSketch:
     """The sketch of one seed and width.

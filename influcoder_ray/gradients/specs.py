@@ -7,6 +7,9 @@ from pydantic import Field, field_validator
 from influcoder_ray.examples.tokens import Template
 from influcoder_ray.spec import Spec
 
+# Named in every fingerprint: another way of hashing is another set of sketches.
+SCHEME = "countsketch-lowbias32-1"
+
 
 class ModelSpec(Spec):
     """The causal LM whose behaviour is to be explained, and how examples are put before it."""

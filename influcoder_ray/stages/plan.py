@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from influcoder_ray.config import PipelineSettings
 from influcoder_ray.errors import RunFailed
-from influcoder_ray.stages.progress import Display
+from influcoder_ray.stages.display import Display
 from influcoder_ray.tables.fingerprint import Fingerprint
 from influcoder_ray.tables.state import Manifest, StageState
 

@@ -1,44 +1,18 @@
 """Report: one HTML file out of the tables that the other stages left."""
 
-import json
 import time
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
-
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
+from collections.abc import Mapping
 
 from influcoder_ray import __version__
-from influcoder_ray.attribution.distribution import ScoreHistogram, percentile_of_rank
 from influcoder_ray.config import PipelineSettings
-from influcoder_ray.examples import Example
-from influcoder_ray.examples.columns import examples_from_cells
-from influcoder_ray.examples.example import from_table
-from influcoder_ray.report.contents import (
-    Attribution,
-    EpochRow,
-    QueryPage,
-    ReportContents,
-    StageRow,
-    Truncation,
-)
-from influcoder_ray.report.render import render_html
-from influcoder_ray.stages import attribute, distill, embed, evaluate, sample, sketch
+from influcoder_ray.stages import attribute, evaluate
+from influcoder_ray.stages.display import Display
 from influcoder_ray.stages.plan import StagePlan
-from influcoder_ray.stages.progress import Display
-from influcoder_ray.tables import schemas
-from influcoder_ray.tables.datafiles import find_data_files
 from influcoder_ray.tables.fingerprint import Fingerprint
-from influcoder_ray.tables.lookup import find_rows
 from influcoder_ray.tables.place import Place
 from influcoder_ray.tables.state import Manifest, StageState
 
 REPORT = "report.html"
-_GROUP_EXAMPLES = 10
-_SPLITS = ("test", "validation", "train")
 
 
 def state(root: Place) -> StageState:
@@ -61,179 +35,13 @@ def plan(settings: PipelineSettings) -> StagePlan:
     unit_id = f"report-{fingerprint.digest[:16]}"
 
     def run(_: Display) -> Mapping[str, Manifest]:
+        from influcoder_ray.report.render import render_html
+        from influcoder_ray.stages.work.page import contents
+
         record.begin(fingerprint)
         started = time.monotonic()
-        html = render_html(_contents(settings)).encode()
+        html = render_html(contents(settings)).encode()
         seconds = time.monotonic() - started
         return {unit_id: record.commit_files(unit_id, {REPORT: html}, seconds=seconds, counters={})}
 
     return StagePlan(record, fingerprint, (unit_id,), run)
-
-
-def _contents(settings: PipelineSettings) -> ReportContents:
-    root = settings.root
-    evaluation = json.loads((root / evaluate.EVALUATION).read_bytes())
-    history = json.loads((root / distill.ENCODER / distill.HISTORY).read_bytes())
-    totals = {stage: _totals(module.state(root)) for stage, module in _STAGES.items()}
-    pairs = evaluate.state(root).read(evaluate.PAIRS, evaluate.PAIRS_SCHEMA)
-    shape = (evaluation["queries"], evaluation["pool"])
-    group = _group_extremes(attribute.state(root))
-    pages = _chosen_queries(settings)
-    best = _best_attributions(settings, [query.example_id for query, _ in pages])
-    texts = _texts(settings, [row["source"] for row in (*best, *group[0], *group[1])])
-    by_query: dict[str, list[Attribution]] = {}
-    for row in best:
-        by_query.setdefault(row["query_id"], []).append(_attribution(row, texts))
-    return ReportContents(
-        title=settings.report.title,
-        influcoder_version=__version__,
-        settings=settings.model_dump(mode="json"),
-        evaluation=evaluation,
-        epochs=tuple(
-            EpochRow(chosen=epoch["epoch"] == history["chosen_epoch"], **epoch) for epoch in history["epochs"]
-        ),
-        predicted=pairs["encoder"].to_numpy().reshape(shape),
-        exact=pairs["exact"].to_numpy().reshape(shape),
-        score_histogram=_histogram(attribute.state(root)),
-        queries=tuple(
-            QueryPage(
-                query.example_id, split, query.prompt, query.response, tuple(by_query[query.example_id])
-            )
-            for query, split in pages
-        ),
-        group=tuple(_attribution(row, texts) for row in group[0]),
-        least=tuple(_attribution(row, texts) for row in group[1]),
-        stages=tuple(_stage_row(stage, numbers) for stage, numbers in totals.items()),
-        truncation=_truncation(settings, totals),
-        quarantine_reasons=_quarantine_reasons(root),
-        corpus_rows=group[2],
-    )
-
-
-_STAGES: dict[str, Any] = {
-    "sample": sample,
-    "sketch": sketch,
-    "distill": distill,
-    "embed": embed,
-    "attribute": attribute,
-    "evaluate": evaluate,
-}
-
-
-def _totals(record: StageState) -> dict[str, float]:
-    return record.totals() or {}
-
-
-def _chosen_queries(settings: PipelineSettings) -> list[tuple[Example, str]]:
-    """The queries that the report shows with their splits: those unseen in training first."""
-    table = sample.state(settings.root).read(sample.QUERIES, schemas.EXAMPLES)
-    ordered = sorted(
-        zip(from_table(table), table["split"].to_pylist(), strict=True),
-        key=lambda pair: _SPLITS.index(pair[1]),
-    )
-    return ordered[: settings.report.queries]
-
-
-def _best_attributions(settings: PipelineSettings, query_ids: Sequence[str]) -> list[dict[str, Any]]:
-    """The first rows of each query's attributions, in order of rank."""
-    table = attribute.state(settings.root).read(attribute.ATTRIBUTIONS, schemas.ATTRIBUTIONS)
-    shown = pc.less_equal(table["rank"], settings.report.examples_per_query)
-    wanted = pc.is_in(table["query_id"], pa.array(query_ids))
-    rows: list[dict[str, Any]] = table.filter(pc.and_(shown, wanted)).to_pylist()
-    return rows
-
-
-def _group_extremes(
-    record: StageState,
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]], int]:
-    """The most and the least influential examples on the whole query set, and the corpus's rows.
-
-    Shard by shard, so that no more than a shard's scores are in memory.
-    """
-    most = least = schemas.GROUP_INFLUENCE.empty_table()
-    rows = 0
-    for file in record.files(attribute.GROUP):
-        with (record.root / file.path).open() as stream:
-            shard = pq.ParquetFile(stream).read().cast(schemas.GROUP_INFLUENCE)
-        rows += shard.num_rows
-        most = _first(pa.concat_tables([most, shard]), "descending")
-        least = _first(pa.concat_tables([least, shard]), "ascending")
-    top = [row | {"rank": rank} for rank, row in enumerate(most.to_pylist(), 1)]
-    bottom = [row | {"rank": rows - i} for i, row in enumerate(least.to_pylist())]
-    for row in (*top, *bottom):
-        row["percentile"] = percentile_of_rank(row["rank"], rows)
-    return top, bottom, rows
-
-
-def _first(table: pa.Table, order: str) -> pa.Table:
-    return table.sort_by([("score", order), ("example_id", "ascending")])[:_GROUP_EXAMPLES]
-
-
-def _texts(settings: PipelineSettings, sources: Iterable[str]) -> dict[str, Example]:
-    """The corpus examples at the named places, by place."""
-    columns = settings.corpus.columns
-    files = find_data_files(settings.corpus.path, setting="corpus.path")
-    texts = {}
-    for source, cells in find_rows(files, columns.names, sources).items():
-        relative, row = source.rsplit(":", 1)
-        examples, _ = examples_from_cells(cells, columns, relative=relative, first_row=int(row))
-        texts.update({e.source: e for e in examples})
-    return texts
-
-
-def _attribution(row: Mapping[str, Any], texts: Mapping[str, Example]) -> Attribution:
-    example = texts[row["source"]]
-    return Attribution(
-        row["rank"],
-        row["example_id"],
-        row["score"],
-        row["percentile"],
-        row["source"],
-        example.prompt,
-        example.response,
-    )
-
-
-def _histogram(record: StageState) -> tuple[np.ndarray, np.ndarray]:
-    total = ScoreHistogram.of([])
-    for file in record.files(attribute.HISTOGRAM):
-        with (record.root / file.path).open() as stream:
-            counts = pq.ParquetFile(stream).read()["count"].to_numpy()
-        total = total + ScoreHistogram(counts.astype(np.int64))
-    return total.counts, np.linspace(-1, 1, len(total.counts) + 1)
-
-
-def _stage_row(stage: str, totals: Mapping[str, float]) -> StageRow:
-    seconds = totals["wall_seconds"]
-    busy = totals["compute_seconds"]
-    rows, tokens = totals["rows_out"], totals.get("tokens")
-    return StageRow(
-        name=stage,
-        seconds=seconds,
-        units=int(totals["units"]),
-        rows_in=int(totals["rows_in"]),
-        rows_out=int(rows),
-        rows_quarantined=int(totals["rows_quarantined"]),
-        rows_per_second=rows / busy if rows and busy else None,
-        tokens_per_second=tokens / busy if tokens and busy else None,
-    )
-
-
-def _truncation(
-    settings: PipelineSettings, totals: Mapping[str, Mapping[str, float]]
-) -> tuple[Truncation, ...]:
-    teacher, student = totals["sketch"], totals["embed"]
-    cut = student[f"truncated_{embed.CORPUS}"] + student[f"truncated_{embed.QUERIES}"]
-    return (
-        Truncation("teacher", int(teacher["rows_out"]), int(teacher["truncated"]), settings.model.max_tokens),
-        Truncation("student", int(student["rows_out"]), int(cut), settings.encoder.max_tokens),
-    )
-
-
-def _quarantine_reasons(root: Place) -> dict[str, int]:
-    """How many rows each reason set aside, by the stages that vouch for them."""
-    reasons: Counter[str] = Counter()
-    for module in _STAGES.values():
-        table = module.state(root).read("quarantine", schemas.QUARANTINE)
-        reasons.update(f"{row['stage']}: {row['reason']}" for row in table.to_pylist())
-    return dict(reasons.most_common())

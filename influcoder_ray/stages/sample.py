@@ -1,11 +1,6 @@
-"""Sample: a seeded choice of pool and queries by content, split by content into train, validation, test.
+"""Sample: a seeded choice of pool and queries by content, split by content into train, validation, test."""
 
-The choice is a bottom-k sample: of all contents, those with the smallest hash of (seed, content). It
-does not depend on how the corpus is cut into files or units, nor on who scans them.
-"""
-
-import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -13,20 +8,18 @@ import pyarrow.compute as pc
 
 from influcoder_ray.config import DataSpec, PipelineSettings
 from influcoder_ray.errors import UserError
-from influcoder_ray.examples import ColumnSpec, Example
-from influcoder_ray.examples.columns import examples_from_cells
+from influcoder_ray.examples import Example
 from influcoder_ray.examples.example import from_table, to_table
-from influcoder_ray.stages.cluster import reserve
+from influcoder_ray.stages.display import Display
 from influcoder_ray.stages.plan import StagePlan
-from influcoder_ray.stages.progress import Display
-from influcoder_ray.stages.units_on_ray import WorkPlan, run_units
+from influcoder_ray.stages.work.scan import ScanWork, seeded_key, smallest
 from influcoder_ray.tables import schemas
 from influcoder_ray.tables.cells import read_cells
-from influcoder_ray.tables.datafiles import DataFile, find_data_files, require_columns
+from influcoder_ray.tables.datafiles import DataFile, find_data_files, require_columns, require_text
 from influcoder_ray.tables.fingerprint import Fingerprint, digest_of
 from influcoder_ray.tables.place import Place
-from influcoder_ray.tables.state import Manifest, Output, StageState, quarantine_table
-from influcoder_ray.tables.units import Unit, plan_units
+from influcoder_ray.tables.state import Manifest, Output, StageState
+from influcoder_ray.tables.units import plan_units
 
 POOL, QUERIES = "sample/pool", "sample/queries"
 _POOL_CANDIDATES, _QUERY_CANDIDATES = "_state/sample/pool", "_state/sample/queries"
@@ -48,6 +41,7 @@ def check(settings: PipelineSettings) -> None:
     for setting, data in (("corpus", settings.corpus), ("queries", settings.queries)):
         files = find_data_files(data.path, setting=f"{setting}.path")
         require_columns(files, data.columns.names, setting=f"{setting}.columns")
+        require_text(files, data.columns.texts, setting=f"{setting}.columns")
         if all(file.row_groups is not None and sum(file.row_groups) == 0 for file in files) or all(
             file.row_groups is None and not file.columns for file in files
         ):
@@ -78,8 +72,12 @@ def plan(settings: PipelineSettings) -> StagePlan:
     closing = f"sample-{digest_of(scanned)[:16]}"
 
     def run(display: Display) -> Mapping[str, Manifest]:
+        from influcoder_ray.stages.cluster import reserve
+        from influcoder_ray.stages.units_on_ray import WorkPlan, run_units
+
         reservation = reserve(settings.workers.sample)
         manifests: dict[str, Manifest] = {}
+        taken: list[str] = []
         for table, data, count in (
             (_QUERY_CANDIDATES, settings.queries, settings.sample.queries),
             (_POOL_CANDIDATES, settings.corpus, settings.sample.pool),
@@ -88,11 +86,13 @@ def plan(settings: PipelineSettings) -> StagePlan:
                 "columns": data.columns,
                 "count": count,
                 "seed": settings.seed,
-                "root": settings.root,
-                "apart_from": None if table == _QUERY_CANDIDATES else _QUERY_CANDIDATES,
+                "apart_from": taken,
             }
             work = WorkPlan(record, units[table], ScanWork, arguments)
             manifests |= run_units(work, fingerprint, reservation, display)
+            if table == _QUERY_CANDIDATES:
+                hashes = record.read(table, schemas.EXAMPLES, ["content_hash"])["content_hash"]
+                taken = sorted(set(hashes.to_pylist()))
         shared = sum(m.counters.get("shared_with_queries", 0) for m in manifests.values())
         if shared and settings.sample.shared_content == "refuse":
             raise UserError(
@@ -114,55 +114,12 @@ def data_fields(data: DataSpec, files: Sequence[DataFile]) -> dict[str, Any]:
     }
 
 
-class ScanWork:
-    """Reads a unit of a corpus and keeps the contents that may be in the sample."""
-
-    def __init__(
-        self, columns: ColumnSpec, count: int | None, seed: int, root: Place, apart_from: str | None
-    ) -> None:
-        self._columns = columns
-        self._count = count
-        self._seed = seed
-        self._taken: set[str] = set()
-        if apart_from is not None:
-            hashes = state(root).read(apart_from, schemas.EXAMPLES, ["content_hash"])
-            self._taken = set(hashes["content_hash"].to_pylist())
-
-    def read(self, unit: Unit) -> dict[str, list[Any]]:
-        return read_cells(unit, self._columns.names)
-
-    def process(self, unit: Unit, rows: dict[str, list[Any]], report: Callable[[int], None]) -> Output:
-        examples, unusable = examples_from_cells(
-            rows, self._columns, relative=unit.relative, first_row=unit.first_row
-        )
-        apart = [e for e in examples if e.content_hash not in self._taken]
-        chosen = smallest(apart, self._seed, self._count)
-        return Output(
-            {unit.table: to_table(chosen, [""] * len(chosen))},
-            rows_in=len(examples) + len(unusable),
-            rows_out=len(examples),
-            quarantine=quarantine_table("sample", [(u.example_id, u.source, u.reason) for u in unusable]),
-            counters={"shared_with_queries": len(examples) - len(apart)},
-        )
-
-
-def smallest(examples: Sequence[Example], seed: int, count: int | None) -> list[Example]:
-    """The distinct contents with the smallest keys, in order of key; of equal contents the first id."""
-    first: dict[str, Example] = {}
-    for example in examples:
-        held = first.get(example.content_hash)
-        if held is None or example.example_id < held.example_id:
-            first[example.content_hash] = example
-    ordered = sorted(first.values(), key=lambda e: _key(seed, "sample", e.content_hash))
-    return ordered[:count]
-
-
 def splits(examples: Sequence[Example], seed: int, validation_share: float, test_share: float) -> list[str]:
     """The split of each example (N,), by rank of a hash of its content: the shares are met exactly."""
     count = len(examples)
     test = max(2, round(test_share * count))
     validation = max(2, round(validation_share * count))
-    order = sorted(range(count), key=lambda i: _key(seed, "split", examples[i].content_hash))
+    order = sorted(range(count), key=lambda i: seeded_key(seed, "split", examples[i].content_hash))
     names = ["train"] * count
     for rank, index in enumerate(order):
         if rank < test + validation:
@@ -186,10 +143,6 @@ def _choose(settings: PipelineSettings, record: StageState) -> Output:
         names = splits(chosen, settings.seed, settings.sample.validation_share, settings.sample.test_share)
         tables[table] = to_table(chosen, names)
     return Output(tables, rows_in=0, rows_out=0, rows_per_group=_ROWS_PER_GROUP)
-
-
-def _key(seed: int, purpose: str, content_hash: str) -> bytes:
-    return hashlib.sha256(f"{seed}\x1f{purpose}\x1f{content_hash}".encode()).digest()
 
 
 def _refuse_repeated_ids(files: Sequence[DataFile], data: DataSpec, setting: str) -> None:

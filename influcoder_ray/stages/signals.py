@@ -10,6 +10,7 @@ from influcoder_ray.examples import Example
 from influcoder_ray.examples.example import from_table
 from influcoder_ray.stages import sample, sketch
 from influcoder_ray.tables import schemas
+from influcoder_ray.tables.arrays import sketch_matrix
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ def read_signals(settings: PipelineSettings, side: str, split: str) -> Signals:
     sketches = sketches.filter(pc.equal(sketches["split"], split)).sort_by("content_hash")
     examples = sample.state(settings.root).read(f"sample/{side}", schemas.EXAMPLES)
     by_hash = {e.content_hash: e for e in from_table(examples)}
-    return Signals([by_hash[h] for h in sketches["content_hash"].to_pylist()], sketch.sketch_matrix(sketches))
+    return Signals([by_hash[h] for h in sketches["content_hash"].to_pylist()], sketch_matrix(sketches))
 
 
 def influence(queries: Signals, pool: Signals) -> np.ndarray:

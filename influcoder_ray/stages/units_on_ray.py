@@ -19,7 +19,7 @@ import ray.data
 
 from influcoder_ray.errors import RunFailed
 from influcoder_ray.stages.cluster import Reservation
-from influcoder_ray.stages.progress import Display
+from influcoder_ray.stages.display import Display
 from influcoder_ray.tables.fingerprint import Fingerprint
 from influcoder_ray.tables.place import Place
 from influcoder_ray.tables.state import Manifest, Output, StageState

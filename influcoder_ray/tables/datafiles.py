@@ -22,7 +22,8 @@ class DataFile:
     """One Parquet or JSON Lines file of a corpus.
 
     `relative` names it inside the corpus; `identity` is a hash of its content; `row_groups` holds
-    the rows of each Parquet row group and is None for JSON Lines, whose rows are not counted.
+    the rows of each Parquet row group and is None for JSON Lines, whose rows are not counted; `types`
+    are those of a Parquet file's columns.
     """
 
     place: Place
@@ -30,6 +31,7 @@ class DataFile:
     identity: str
     row_groups: tuple[int, ...] | None
     columns: tuple[str, ...]
+    types: tuple[pa.DataType, ...] = ()
 
     @property
     def is_parquet(self) -> bool:
@@ -86,6 +88,26 @@ def require_columns(files: Sequence[DataFile], columns: Sequence[str], *, settin
             )
 
 
+def require_text(files: Sequence[DataFile], columns: Sequence[str], *, setting: str) -> None:
+    """Refuse Parquet files in which a column that should hold text is of another type.
+
+    Raises:
+        UserError: naming the file, the column and its type.
+    """
+    for file in files:
+        for name, kind in zip(file.columns, file.types, strict=False):
+            value = kind.value_type if pa.types.is_dictionary(kind) else kind
+            if name in columns and not (_is_text(value) or pa.types.is_null(value)):
+                raise UserError(
+                    f"{setting}: {name!r} of {file.place} is {kind}, not text; name a column of text"
+                )
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_binary)
+    return any(test(kind) for test in (*tests, pa.types.is_large_binary))
+
+
 def _inspect(place: Place, relative: str, *, setting: str) -> DataFile:
     try:
         identity = file_identity(place)
@@ -94,14 +116,14 @@ def _inspect(place: Place, relative: str, *, setting: str) -> DataFile:
         with place.open() as stream:
             footer = pq.ParquetFile(stream).metadata
             rows = tuple(footer.row_group(i).num_rows for i in range(footer.num_row_groups))
-            columns = tuple(footer.schema.to_arrow_schema().names)
+            schema = footer.schema.to_arrow_schema()
     except (pa.ArrowException, OSError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         kind = "Parquet" if relative.endswith(PARQUET) else "JSON Lines"
         raise UserError(
             f"{setting}: {place} is no readable {kind} file ({reason}); write it anew or leave it out"
         ) from error
-    return DataFile(place, relative, identity, rows, columns)
+    return DataFile(place, relative, identity, rows, tuple(schema.names), tuple(schema.types))
 
 
 def _folder_before_wildcards(path: str) -> str:

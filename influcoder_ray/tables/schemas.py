@@ -35,6 +35,27 @@ GROUP_INFLUENCE = pa.schema(
     ]
 )
 
+RANKINGS = pa.schema(
+    [
+        pa.field("query", pa.int32(), nullable=False),
+        pa.field("score", pa.float32(), nullable=False),
+        pa.field("example_id", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+    ]
+)
+
+HISTOGRAM = pa.schema([pa.field("count", pa.int64(), nullable=False)])
+
+EVALUATION_PAIRS = pa.schema(
+    [
+        pa.field("query_id", pa.string(), nullable=False),
+        pa.field("example_id", pa.string(), nullable=False),
+        pa.field("exact", pa.float32(), nullable=False),
+        pa.field("encoder", pa.float32(), nullable=False),
+        pa.field("untrained_encoder", pa.float32(), nullable=False),
+    ]
+)
+
 QUARANTINE = pa.schema(
     [
         pa.field("stage", pa.string(), nullable=False),

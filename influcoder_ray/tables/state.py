@@ -231,8 +231,7 @@ class StageState:
         parts = []
         for file in self.files(table):
             with (self.root / file.path).open() as stream:
-                found = pq.ParquetFile(stream).read(columns=list(fields.names))
-                parts.append(found.select(fields.names))
+                parts.append(pq.ParquetFile(stream).read(columns=list(fields.names)))
         return pa.concat_tables(parts).cast(fields) if parts else fields.empty_table()
 
     def _complete(self) -> bool:

@@ -4,6 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from influcoder_ray.tables.datafiles import DataFile
 from influcoder_ray.tables.fingerprint import digest_of
 from influcoder_ray.tables.place import Place
@@ -86,3 +89,9 @@ def plan_units(
         if rows:
             add(file, tuple(taken), first_row, rows)
     return units
+
+
+def read_rows(unit: Unit) -> pa.Table:
+    """All columns of a unit of one of our own Parquet tables."""
+    with unit.place.open() as stream:
+        return pq.ParquetFile(stream).read_row_groups(list(unit.row_groups or ()))

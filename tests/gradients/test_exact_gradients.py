@@ -114,9 +114,7 @@ def test_with_a_fresh_adapter_each_gradient_is_autograds_own(family: str) -> Non
     """Prevents padding, neighbours, biases or capped logits from changing an example's gradient."""
     model = causal_lm(causal_config(family))
     spec = AdapterSpec(rank=4)
-    weights = adapter_weights(
-        find_targets(model.config, spec), spec, seed=1, device=CPU, dtype=torch.float32
-    )
+    weights = adapter_weights(find_targets(model.config, spec), spec, seed=1, device=CPU, dtype=torch.float32)
     tokens = some_tokens(LENGTHS)
     peft_model = peft_with_fresh(model, weights, r=4, lora_alpha=8, target_modules="all-linear")
     expected, _ = alone_through_peft(peft_model, weights, tokens)
@@ -129,12 +127,8 @@ def test_with_a_fresh_adapter_each_gradient_is_autograds_own(family: str) -> Non
 def test_with_a_trained_adapter_each_gradient_is_autograds_own(family: str, tmp_path: Path) -> None:
     """Prevents a user's adapter from being read, scaled or applied in another way than PEFT does."""
     model = causal_lm(causal_config(family))
-    spec = trained_adapter(
-        model, tmp_path, r=3, lora_alpha=12, target_modules="all-linear", lora_dropout=0.5
-    )
-    weights = adapter_weights(
-        find_targets(model.config, spec), spec, seed=1, device=CPU, dtype=torch.float32
-    )
+    spec = trained_adapter(model, tmp_path, r=3, lora_alpha=12, target_modules="all-linear", lora_dropout=0.5)
+    weights = adapter_weights(find_targets(model.config, spec), spec, seed=1, device=CPU, dtype=torch.float32)
     tokens = some_tokens(LENGTHS)
     peft_model = PeftModel.from_pretrained(copy.deepcopy(model), tmp_path, is_trainable=True)
     expected, _ = alone_through_peft(peft_model, weights, tokens)
@@ -162,9 +156,7 @@ def test_every_way_to_shape_a_trained_adapter_keeps_gradients_exact(
     """Prevents a scaling, rank or choice of modules that differs from the adapter's training."""
     model = causal_lm(causal_config("llama"))
     spec = trained_adapter(model, tmp_path, r=4, lora_alpha=6, **lora)
-    weights = adapter_weights(
-        find_targets(model.config, spec), spec, seed=1, device=CPU, dtype=torch.float32
-    )
+    weights = adapter_weights(find_targets(model.config, spec), spec, seed=1, device=CPU, dtype=torch.float32)
     tokens = some_tokens(LENGTHS[:4])
     peft_model = PeftModel.from_pretrained(copy.deepcopy(model), tmp_path, is_trainable=True)
     adapted = [n for n, m in peft_model.get_base_model().named_modules() if hasattr(m, "lora_A")]
@@ -181,9 +173,7 @@ def test_named_and_regex_targets_and_alpha_keep_gradients_exact(
     """Prevents settings that reach the choice of modules or the scaling in another shape than meant."""
     model = causal_lm(causal_config("llama"))
     spec = AdapterSpec(rank=4, alpha=alpha, targets=targets)
-    weights = adapter_weights(
-        find_targets(model.config, spec), spec, seed=1, device=CPU, dtype=torch.float32
-    )
+    weights = adapter_weights(find_targets(model.config, spec), spec, seed=1, device=CPU, dtype=torch.float32)
     peft_targets = targets if isinstance(targets, str) else list(targets)
     peft_model = peft_with_fresh(model, weights, r=4, lora_alpha=alpha or 8, target_modules=peft_targets)
     tokens = some_tokens(LENGTHS[:4])
@@ -221,9 +211,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Llama:
     folder = tmp_path_factory.mktemp("trained")
     model = causal_lm(causal_config("llama"))
     spec = trained_adapter(model, folder, r=2, target_modules=["q_proj", "down_proj"])
-    weights = adapter_weights(
-        find_targets(model.config, spec), spec, seed=1, device=CPU, dtype=torch.float32
-    )
+    weights = adapter_weights(find_targets(model.config, spec), spec, seed=1, device=CPU, dtype=torch.float32)
     tokens = some_tokens(LENGTHS)
     peft_model = PeftModel.from_pretrained(copy.deepcopy(model), folder, is_trainable=True)
     return model, weights, tokens, alone_through_peft(peft_model, weights, tokens)[0]
@@ -245,9 +233,7 @@ def test_losses_equal_those_of_the_model_itself(family: str) -> None:
     """Prevents a loss over the wrong tokens, or past the model's own capping of logits."""
     model = causal_lm(causal_config(family))
     spec = AdapterSpec(rank=2, targets=("q_proj",))
-    weights = adapter_weights(
-        find_targets(model.config, spec), spec, seed=1, device=CPU, dtype=torch.float32
-    )
+    weights = adapter_weights(find_targets(model.config, spec), spec, seed=1, device=CPU, dtype=torch.float32)
     tokens = some_tokens(LENGTHS)
     peft_model = peft_with_fresh(model, weights, r=2, lora_alpha=4, target_modules=["q_proj"])
     _, expected = alone_through_peft(peft_model, weights, tokens)

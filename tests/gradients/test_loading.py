@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import build_encoder
+from tiny import build_causal_lm, build_encoder
 from transformers import BertConfig, BertLMHeadModel, DistilBertConfig, T5Config
 
 from influcoder_ray.errors import UserError
@@ -60,13 +60,15 @@ def test_a_folder_without_weights_or_with_a_pickle_is_refused(copied: Path) -> N
     assert "give a folder with model.safetensors" in refusal(copied)
 
 
-def test_a_folder_without_a_tokenizer_is_refused(copied: Path) -> None:
-    """Prevents a traceback from the tokenizer's loading."""
-    for file in copied.glob("tokenizer*"):
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_folder_without_a_tokenizer_is_refused(family: str, tmp_path: Path) -> None:
+    """Prevents a traceback, or the tokenizer without a single word that some classes make up."""
+    build_causal_lm(tmp_path, family=family)
+    for file in tmp_path.glob("tokenizer*"):
         file.unlink()
     with pytest.raises(UserError, match="holds no tokenizer"):
-        load_tokenizer(ModelSpec(path=str(copied)))
-    assert "holds no tokenizer" in refusal(copied)
+        load_tokenizer(ModelSpec(path=str(tmp_path)))
+    assert "holds no tokenizer" in refusal(tmp_path)
 
 
 def _plain_encoder(folder: Path) -> str:
@@ -92,7 +94,9 @@ def _nameless_encoder(folder: Path) -> str:
     return "distilbert"
 
 
-@pytest.mark.parametrize("build", [_plain_encoder, _encoder_with_lm_head, _encoder_decoder, _nameless_encoder])
+@pytest.mark.parametrize(
+    "build", [_plain_encoder, _encoder_with_lm_head, _encoder_decoder, _nameless_encoder]
+)
 def test_a_model_that_looks_at_both_sides_is_refused(build: Callable[[Path], str], tmp_path: Path) -> None:
     """Prevents gradients of a model that sees the answer, and padding that leaks into examples."""
     name = build(tmp_path)

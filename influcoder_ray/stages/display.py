@@ -4,28 +4,31 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
-import ray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 
 _POLL_SECONDS = 0.5
 _LINE_SECONDS = 15.0
+_TELLING_SECONDS = 30.0
 
 
 class Board:
-    """Counts what workers have done, by worker key; `note` is the last word of any of them."""
+    """Counts what workers have done, by worker key; `note` and `total` are the last that any gave."""
 
-    def __init__(self) -> None:
+    def __init__(self, total: int | None) -> None:
         self._done: dict[str, int] = {}
         self._note = ""
+        self._total = total
 
-    def set(self, key: str, done: int, note: str = "") -> None:
+    def set(self, key: str, done: int, note: str = "", total: int | None = None) -> None:
         self._done[key] = done
         self._note = note or self._note
+        self._total = total or self._total
 
-    def read(self) -> tuple[int, str]:
-        return sum(self._done.values()), self._note
+    def read(self) -> tuple[int, int | None, str]:
+        return sum(self._done.values()), self._total, self._note
 
 
 class Display:
@@ -45,16 +48,18 @@ class Display:
         self.console.print(text, highlight=False, soft_wrap=True)
 
     @contextmanager
-    def stage(self, name: str, total: int | None, unit: str) -> Iterator["ray.actor.ActorHandle"]:
+    def stage(self, name: str, total: int | None, unit: str) -> Iterator[Any]:
         """Show a stage's progress while it lasts; workers report to the board that it gives.
 
         Args:
-            total: how many `unit`s (rows, steps) there are, None where that is not known.
+            total: how many `unit`s (rows, steps) there are; None where workers will tell, or nobody knows.
         """
-        board = ray.remote(Board).options(num_cpus=0).remote()
+        import ray
+
+        board = ray.remote(Board).options(num_cpus=0).remote(total)
         stop = threading.Event()
         started = time.monotonic()
-        thread = threading.Thread(target=self._show, args=(name, total, unit, board, stop), daemon=True)
+        thread = threading.Thread(target=self._show, args=(name, unit, board, stop), daemon=True)
         thread.start()
         try:
             yield board
@@ -64,70 +69,67 @@ class Display:
             self._spent[name] = time.monotonic() - started
             ray.kill(board)
 
-    def _show(
-        self, name: str, total: int | None, unit: str, board: "ray.actor.ActorHandle", stop: threading.Event
-    ) -> None:
-        clock = _Clock(total)
+    def _show(self, name: str, unit: str, board: Any, stop: threading.Event) -> None:
+        import ray
+
+        clock = _Clock()
         if self.console.is_terminal:
             columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-            with Progress(
-                *columns, TextColumn("{task.fields[unit]}  {task.fields[left]}"), console=self.console
-            ) as bar:
-                task = bar.add_task(name, total=total, unit=unit, left="starting")
+            with Progress(*columns, TextColumn(unit + "  {task.fields[left]}"), console=self.console) as bar:
+                task = bar.add_task(f"  {name}", total=None, left="starting")
                 while not stop.wait(_POLL_SECONDS):
-                    done, note = ray.get(board.read.remote())
-                    left = self._left(name, clock, done)
-                    bar.update(task, completed=done, left=f"{left}  {note}".strip())
-                done, note = ray.get(board.read.remote())
-                bar.update(task, completed=done, left=note)
+                    done, total, note = ray.get(board.read.remote())
+                    left = self._left(name, clock, done, total)
+                    bar.update(task, completed=done, total=total, left=f"{left}  {note}".strip())
+                done, total, note = ray.get(board.read.remote())
+                bar.update(task, completed=done, total=total, left=note)
             return
         shown = time.monotonic()
         while not stop.wait(_POLL_SECONDS):
-            done, note = ray.get(board.read.remote())
-            left = self._left(name, clock, done)
+            done, total, note = ray.get(board.read.remote())
+            left = self._left(name, clock, done, total)
             if time.monotonic() - shown >= _LINE_SECONDS:
                 shown = time.monotonic()
                 of = f" of {total:,}" if total is not None else ""
                 self.say(f"  {name}: {done:,}{of} {unit}, {left}{'  ' + note if note else ''}")
 
-    def _left(self, name: str, clock: "_Clock", done: int) -> str:
-        stage_left = clock.seconds_left(done)
+    def _left(self, name: str, clock: "_Clock", done: int, total: int | None) -> str:
+        stage_left = clock.seconds_left(done, total)
         if name not in self._expected:
             return f"{_minutes(stage_left)} left" if stage_left is not None else "starting"
-        if stage_left is None:
-            stage_left = max(0.0, self._expected[name] * self._pace() - clock.seconds())
         later = list(self._expected)[list(self._expected).index(name) + 1 :]
-        rest = sum(self._expected[stage] for stage in later) * self._pace()
-        return f"about {_minutes(stage_left + rest)} left in all"
-
-    def _pace(self) -> float:
-        """How many times as long as expected the stages so far have taken."""
-        known = [stage for stage in self._spent if stage in self._expected]
-        expected = sum(self._expected[stage] for stage in known)
-        return sum(self._spent[stage] for stage in known) / expected if expected else 1.0
+        rest = sum(self._expected[stage] for stage in later)
+        known = {s: t for s, t in self._spent.items() if s in self._expected}
+        if stage_left is not None:
+            known[name] = clock.seconds() + stage_left
+        else:
+            rest += max(0.0, self._expected[name] - clock.seconds())
+        taken, expected = sum(known.values()), sum(self._expected[stage] for stage in known)
+        # Short stages are mostly start-up: they say little about how fast this machine is.
+        pace = taken / expected if expected >= _TELLING_SECONDS else 1.0
+        return f"about {_minutes((stage_left or 0.0) + rest * pace)} left in all"
 
 
 class _Clock:
     """The time left, from the pace since the first report: starting up says nothing about the rest."""
 
-    def __init__(self, total: int | None) -> None:
-        self._total = total
+    def __init__(self) -> None:
         self._started = time.monotonic()
         self._first: tuple[float, int] | None = None
 
     def seconds(self) -> float:
         return time.monotonic() - self._started
 
-    def seconds_left(self, done: int) -> float | None:
+    def seconds_left(self, done: int, total: int | None) -> float | None:
         now = time.monotonic()
         if self._first is None:
             if done:
                 self._first = now, done
             return None
         began, before = self._first
-        if self._total is None or done <= before:
+        if total is None or done <= before:
             return None
-        return max(0.0, (self._total - done) * (now - began) / (done - before))
+        return max(0.0, (total - done) * (now - began) / (done - before))
 
 
 def _minutes(seconds: float | None) -> str:

@@ -1,0 +1,85 @@
+"""The distillation as a Ray Train run: workers, restarts, checkpoints."""
+
+from pathlib import Path
+
+import ray.train
+from pyarrow.fs import FSSpecHandler, PyFileSystem
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from influcoder_ray.config import PipelineSettings
+from influcoder_ray.errors import RunFailed
+from influcoder_ray.stages.cluster import Reservation, reserve
+from influcoder_ray.stages.display import Display
+from influcoder_ray.stages.distill import HISTORY
+from influcoder_ray.stages.work.training import BEST, train_loop
+
+_FAILURES = 3
+
+
+def train(settings: PipelineSettings, digest: str, display: Display) -> dict[str, bytes]:
+    """Train until the last epoch; returns the best encoder's files and the epochs' figures, by name.
+
+    Args:
+        digest: names the run: the same digest takes up its last checkpoint, another one never does.
+
+    Raises:
+        RunFailed: training failed again and again.
+    """
+    reservation = reserve(settings.workers.distill)
+    storage = settings.root / "_state" / "distill" / "train"
+    filesystem = None
+    if not storage.is_local:
+        filesystem = PyFileSystem(FSSpecHandler(storage.filesystem))
+    else:
+        Path(storage.path).mkdir(parents=True, exist_ok=True)
+    with display.stage("distill", None, "steps") as board:
+        trainer = TorchTrainer(
+            train_loop,
+            train_loop_config={
+                "settings": settings.model_dump(mode="json"),
+                "threads": reservation.threads,
+                "board": board,
+            },
+            scaling_config=_scaling(reservation),
+            run_config=RunConfig(
+                name=digest[:16],
+                storage_path=storage.path,
+                storage_filesystem=filesystem,
+                failure_config=FailureConfig(max_failures=_FAILURES),
+                checkpoint_config=CheckpointConfig(num_to_keep=2),
+            ),
+        )
+        try:
+            result = trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            raise RunFailed(
+                f"distill: training failed {_FAILURES + 1} times, the last time with {_last_line(error)}; "
+                "the last checkpoint is kept: run the same command again"
+            ) from error
+    if result.checkpoint is None:
+        raise RunFailed("distill: training ended without a checkpoint; run the same command again")
+    with result.checkpoint.as_directory() as folder:
+        best = Path(folder) / BEST
+        files = {
+            path.relative_to(best).as_posix(): path.read_bytes()
+            for path in sorted(best.rglob("*"))
+            if path.is_file()
+        }
+        files[HISTORY] = (Path(folder) / HISTORY).read_bytes()
+    return files
+
+
+def _scaling(reservation: Reservation) -> ScalingConfig:
+    few, many = reservation.min_workers, reservation.max_workers
+    resources = {"CPU": reservation.cpus} | ({"GPU": reservation.gpus} if reservation.gpus else {})
+    return ScalingConfig(
+        num_workers=many if few == many else (few, many),
+        use_gpu=reservation.gpus > 0,
+        resources_per_worker=resources,
+    )
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__

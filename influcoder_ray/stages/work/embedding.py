@@ -1,0 +1,76 @@
+"""Embedding: the unit vector of every row by the distilled encoder."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from influcoder_ray.encoder.model import Encoder
+from influcoder_ray.encoder.specs import EncoderSpec
+from influcoder_ray.examples import ColumnSpec, Example
+from influcoder_ray.examples.columns import Unusable, examples_from_cells
+from influcoder_ray.examples.example import from_table
+from influcoder_ray.stages.work.device import prepare_device
+from influcoder_ray.tables import schemas
+from influcoder_ray.tables.cells import read_cells
+from influcoder_ray.tables.models import local_model_folder
+from influcoder_ray.tables.state import Output, quarantine_table
+from influcoder_ray.tables.units import Unit, read_rows
+
+
+def load_encoder(spec: EncoderSpec, *, threads: int) -> Encoder:
+    """The encoder of a folder, wherever that lies, on this worker's device."""
+    folder = local_model_folder(spec.path, setting="encoder.path")
+    return Encoder.load(spec.model_copy(update={"path": folder}), prepare_device(threads))
+
+
+class EmbedWork:
+    """Holds the encoder and embeds units of the corpus, and of the sampled queries.
+
+    Args:
+        corpus: the table whose units are files of the corpus; those of others are tables of examples.
+    """
+
+    def __init__(self, encoder: EncoderSpec, columns: ColumnSpec, corpus: str, threads: int) -> None:
+        self._encoder = load_encoder(encoder, threads=threads)
+        self._columns = columns
+        self._corpus = corpus
+
+    def read(self, unit: Unit) -> Any:
+        if unit.table == self._corpus:
+            return read_cells(unit, self._columns.names)
+        return read_rows(unit)
+
+    def process(self, unit: Unit, rows: Any, report: Callable[[int], None]) -> Output:
+        examples: list[Example]
+        unusable: list[Unusable]
+        if unit.table == self._corpus:
+            examples, unusable = examples_from_cells(
+                rows, self._columns, relative=unit.relative, first_row=unit.first_row
+            )
+        else:
+            examples, unusable = from_table(rows), []
+        vectors, cut = self._encoder.embed(examples, report)
+        good = np.flatnonzero(np.isfinite(vectors).all(1)).tolist()
+        refused = sorted(set(range(len(examples))) - set(good))
+        unusable += [
+            Unusable(examples[i].example_id, examples[i].source, "vector is not finite") for i in refused
+        ]
+        flat = vectors[good].astype(np.float16).reshape(-1)
+        dimensions = self._encoder.dimensions
+        table = pa.table(
+            {
+                "example_id": [examples[i].example_id for i in good],
+                "source": [examples[i].source for i in good],
+                "embedding": pa.FixedSizeListArray.from_arrays(pa.array(flat), dimensions),
+            },
+            schema=schemas.embeddings(dimensions),
+        )
+        return Output(
+            {unit.table: table},
+            rows_in=len(examples) + len(unusable) - len(refused),
+            rows_out=len(good),
+            quarantine=quarantine_table("embed", [(u.example_id, u.source, u.reason) for u in unusable]),
+            counters={f"truncated_{unit.table}": sum(cut)},
+        )

@@ -1,0 +1,87 @@
+"""Search: the best examples of a shard of embeddings for each query."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from influcoder_ray.attribution.distribution import pair_histogram
+from influcoder_ray.attribution.group import group_scores
+from influcoder_ray.attribution.topk import Ranking, rank_shard
+from influcoder_ray.tables import schemas
+from influcoder_ray.tables.arrays import vector_matrix
+from influcoder_ray.tables.datafiles import DataFile
+from influcoder_ray.tables.state import Output
+from influcoder_ray.tables.units import Unit, read_rows
+
+
+@dataclass(frozen=True)
+class SearchTables:
+    """The tables that a search writes for each unit."""
+
+    group: str
+    rankings: str
+    histogram: str
+
+
+class SearchWork:
+    """Holds the queries' vectors and ranks units of embeddings for each of them.
+
+    Args:
+        queries: the files of the queries' embeddings.
+        tables: what the results are called.
+        top_k: how many examples are kept for each query.
+    """
+
+    def __init__(self, queries: Sequence[DataFile], tables: SearchTables, top_k: int) -> None:
+        self._queries, _ = query_vectors(queries)
+        self._tables = tables
+        self._top_k = top_k
+
+    def read(self, unit: Unit) -> pa.Table:
+        return read_rows(unit)
+
+    def process(self, unit: Unit, rows: pa.Table, report: Callable[[int], None]) -> Output:
+        vectors = vector_matrix(rows)
+        ids = rows["example_id"].to_numpy()
+        ranking = rank_shard(self._queries, vectors, ids, self._top_k)
+        group = group_scores(self._queries, vectors)
+        sources = rows["source"].to_numpy()
+        return Output(
+            {
+                self._tables.group: pa.table(
+                    {"example_id": ids, "source": sources, "score": group}, schema=schemas.GROUP_INFLUENCE
+                ),
+                self._tables.rankings: _ranking_table(ranking, sources[ranking.rows]),
+                self._tables.histogram: pa.table(
+                    {"count": pair_histogram(self._queries, vectors).counts}, schema=schemas.HISTOGRAM
+                ),
+            },
+            rows_in=rows.num_rows,
+            rows_out=rows.num_rows,
+        )
+
+
+def query_vectors(files: Sequence[DataFile]) -> tuple[np.ndarray, list[str]]:
+    """The queries' vectors (Q, d) float16 and their ids, in order of id."""
+    parts = []
+    for file in files:
+        with file.place.open() as stream:
+            parts.append(pq.ParquetFile(stream).read(columns=["example_id", "embedding"]))
+    table = pa.concat_tables(parts).sort_by("example_id")
+    return vector_matrix(table), table["example_id"].to_pylist()
+
+
+def _ranking_table(ranking: Ranking, sources: np.ndarray) -> pa.Table:
+    queries, kept = ranking.scores.shape
+    return pa.table(
+        {
+            "query": np.repeat(np.arange(queries, dtype=np.int32), kept),
+            "score": ranking.scores.reshape(-1),
+            "example_id": ranking.ids.reshape(-1),
+            "source": sources.reshape(-1),
+        },
+        schema=schemas.RANKINGS,
+    )

@@ -1,0 +1,111 @@
+"""Sketching: every example's loss gradient, by the teacher, as a CountSketch."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from influcoder_ray.examples import Example
+from influcoder_ray.examples.example import from_table
+from influcoder_ray.examples.tokens import Tokens
+from influcoder_ray.gradients.sketch import CountSketch
+from influcoder_ray.gradients.specs import AdapterSpec, ModelSpec, SketchSpec
+from influcoder_ray.gradients.teacher import Sketches, Teacher
+from influcoder_ray.stages.work.device import prepare_device
+from influcoder_ray.tables import schemas
+from influcoder_ray.tables.models import local_model_folder
+from influcoder_ray.tables.state import Output, quarantine_table
+from influcoder_ray.tables.units import Unit, read_rows
+
+
+def load_teacher(model: ModelSpec, adapter: AdapterSpec, *, seed: int, threads: int) -> Teacher:
+    """The teacher on this worker's device, its folders fetched to this machine."""
+    model, adapter = local_specs(model, adapter)
+    return Teacher.load(model, adapter, seed=seed, device=prepare_device(threads))
+
+
+def local_specs(model: ModelSpec, adapter: AdapterSpec) -> tuple[ModelSpec, AdapterSpec]:
+    """The specs with folders on this machine."""
+    model = model.model_copy(update={"path": local_model_folder(model.path, setting="model.path")})
+    if adapter.path:
+        folder = local_model_folder(adapter.path, setting="adapter.path")
+        adapter = adapter.model_copy(update={"path": folder})
+    return model, adapter
+
+
+class SketchWork:
+    """Holds the teacher and sketches units of the sample."""
+
+    def __init__(
+        self, model: ModelSpec, adapter: AdapterSpec, sketch: SketchSpec, seed: int, threads: int
+    ) -> None:
+        self._teacher = load_teacher(model, adapter, seed=seed, threads=threads)
+        self._sketch = CountSketch(sketch.width, seed)
+        self._schema = schemas.sketches(sketch.width, sketch.dtype)
+        self._dtype = np.dtype(sketch.dtype)
+
+    def read(self, unit: Unit) -> pa.Table:
+        return read_rows(unit)
+
+    def process(self, unit: Unit, rows: pa.Table, report: Callable[[int], None]) -> Output:
+        examples = from_table(rows)
+        tokens = self._teacher.tokens(examples)
+        with_loss = [i for i, t in enumerate(tokens) if t.labelled > 0]
+        sketches = self._teacher.sketch([tokens[i] for i in with_loss], self._sketch, report=report)
+        refused = dict.fromkeys(range(len(tokens)), "no token to predict")
+        refused.update(zip(with_loss, _faults(sketches), strict=True))
+        good = [i for i in range(len(tokens)) if not refused[i]]
+        places = {row: place for place, row in enumerate(with_loss)}
+        table = self._table(rows, examples, tokens, sketches, good, places)
+        return Output(
+            {unit.table: table},
+            rows_in=len(examples),
+            rows_out=len(good),
+            quarantine=quarantine_table(
+                "sketch",
+                [(examples[i].example_id, examples[i].source, why) for i, why in refused.items() if why],
+            ),
+            counters={
+                "tokens": sum(len(tokens[i].ids) for i in good),
+                "truncated": sum(tokens[i].truncated for i in good),
+            },
+        )
+
+    def _table(
+        self,
+        rows: pa.Table,
+        examples: Sequence[Example],
+        tokens: Sequence[Tokens],
+        sketches: Sketches,
+        good: Sequence[int],
+        places: Mapping[int, int],
+    ) -> pa.Table:
+        kept = [places[i] for i in good]
+        raw = sketches.sketches[kept]
+        norms = np.linalg.norm(raw, axis=1)
+        cells = np.ascontiguousarray((raw / norms[:, None]).astype(self._dtype))
+        split = rows["split"].to_pylist()
+        return pa.table(
+            {
+                "example_id": [examples[i].example_id for i in good],
+                "content_hash": [examples[i].content_hash for i in good],
+                "split": [split[i] for i in good],
+                "sketch": [row.tobytes() for row in cells],
+                "sketch_norm": norms.astype(np.float32),
+                "gradient_norm": sketches.gradient_norms[kept],
+                "loss": sketches.losses[kept],
+                "tokens": [len(tokens[i].ids) for i in good],
+                "labelled_tokens": [tokens[i].labelled for i in good],
+                "truncated": [tokens[i].truncated for i in good],
+            },
+            schema=self._schema,
+        )
+
+
+def _faults(sketches: Sketches) -> list[str]:
+    """Why each gradient (N,) cannot be used; empty where it can."""
+    finite = np.isfinite(sketches.sketches).all(1) & np.isfinite(sketches.gradient_norms)
+    return [
+        "" if ok and norm > 0 else "gradient is zero" if ok else "gradient is not finite"
+        for ok, norm in zip(finite, np.linalg.norm(sketches.sketches, axis=1), strict=True)
+    ]

@@ -1,0 +1,114 @@
+"""Training: what every Ray Train worker runs, and the checkpoint that closes each epoch."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ray.train
+from ray.train import Checkpoint
+
+from influcoder_ray.config import PipelineSettings
+from influcoder_ray.encoder.model import Encoder
+from influcoder_ray.encoder.training import Distillation, Side
+from influcoder_ray.encoder.workers import Workers
+from influcoder_ray.evaluation.agreement import aggregated_rho, per_query_rho
+from influcoder_ray.stages.distill import HISTORY
+from influcoder_ray.stages.signals import Signals, influence, read_signals
+from influcoder_ray.stages.work.device import prepare_device
+from influcoder_ray.tables.models import local_model_folder
+
+# Inside a checkpoint: the folder of the best encoder so far.
+BEST = "best"
+
+
+def train_loop(config: dict[str, Any]) -> None:
+    """What every Ray Train worker runs: epochs, each closed by validation and a checkpoint."""
+    settings = PipelineSettings.model_validate(config["settings"])
+    workers = Workers()
+    folder = local_model_folder(settings.encoder.path, setting="encoder.path")
+    spec = settings.encoder.model_copy(update={"path": folder})
+    encoder = Encoder.load(spec, prepare_device(config["threads"]))
+    queries, pool = (read_signals(settings, side, "train") for side in ("queries", "pool"))
+    distillation = Distillation(
+        encoder,
+        _side(encoder, queries, workers),
+        _side(encoder, pool, workers),
+        settings.distill,
+        seed=settings.seed,
+        workers=workers,
+    )
+    validation = [read_signals(settings, side, "validation") for side in ("queries", "pool")]
+    total = settings.distill.epochs * distillation.steps_per_epoch
+    with tempfile.TemporaryDirectory() as scratch:
+        best = Path(scratch) / BEST
+        epochs: list[dict[str, Any]] = []
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is None:
+            epochs.append({"epoch": 0, "loss": None} | _agreement(encoder, *validation))
+            encoder.save(best)
+        else:
+            with checkpoint.as_directory() as held:
+                distillation.restore(Path(held))
+                shutil.copytree(Path(held) / BEST, best)
+                epochs = json.loads((Path(held) / HISTORY).read_text())["epochs"]
+        while distillation.next_epoch <= settings.distill.epochs:
+            epoch = distillation.next_epoch
+            before = (epoch - 1) * distillation.steps_per_epoch
+            note = f"validation {_figure(epochs[-1]):.3f}, untrained {_figure(epochs[0]):.3f}"
+
+            def report(step: int, loss: float, before: int = before, note: str = note) -> None:
+                if workers.rank == 0:
+                    config["board"].set.remote("steps", before + step, note, total)
+
+            loss = distillation.train_epoch(report)
+            epochs.append({"epoch": epoch, "loss": loss} | _agreement(encoder, *validation))
+            if _figure(epochs[-1]) > max(_figure(e) for e in epochs[:-1]):
+                shutil.rmtree(best)
+                encoder.save(best)
+            _report(distillation, epochs, best, workers, Path(scratch))
+
+
+def _report(
+    distillation: Distillation,
+    epochs: list[dict[str, Any]],
+    best: Path,
+    workers: Workers,
+    scratch: Path,
+) -> None:
+    """Hand Ray Train the epoch's figures, and from the first worker a checkpoint."""
+    figures = {k: v for k, v in epochs[-1].items() if v is not None}
+    if workers.rank != 0:
+        ray.train.report(figures)
+        return
+    folder = scratch / f"epoch-{epochs[-1]['epoch']}"
+    folder.mkdir()
+    distillation.save(folder)
+    shutil.copytree(best, folder / BEST)
+    chosen = max(epochs, key=_figure)["epoch"]
+    (folder / HISTORY).write_text(json.dumps({"chosen_epoch": chosen, "epochs": epochs}, indent=2))
+    ray.train.report(figures, checkpoint=Checkpoint.from_directory(str(folder)))
+    shutil.rmtree(folder)
+
+
+def _side(encoder: Encoder, signals: Signals, workers: Workers) -> Side:
+    """The part of a side that this worker owns."""
+    mine = slice(workers.rank, None, workers.size)
+    windows, _ = encoder.windows(signals.examples[mine])
+    return Side(windows, signals.sketches[mine], len(signals))
+
+
+def _agreement(encoder: Encoder, queries: Signals, pool: Signals) -> dict[str, float]:
+    predicted = encoder.embed(queries.examples)[0] @ encoder.embed(pool.examples)[0].T
+    exact = influence(queries, pool)
+    return {
+        "validation_per_query_rho": float(per_query_rho(predicted, exact).mean()),
+        "validation_aggregated_rho": aggregated_rho(predicted, exact),
+    }
+
+
+def _figure(epoch: Mapping[str, Any]) -> float:
+    """What the best epoch is chosen by: the mean of both rank agreements on the validation split."""
+    return float(epoch["validation_per_query_rho"] + epoch["validation_aggregated_rho"]) / 2

@@ -1,0 +1,244 @@
+"""The encoder's vectors are those that transformers and sentence-transformers compute."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import build_encoder
+from transformers import AutoModel, AutoTokenizer, RobertaConfig, RobertaModel, T5Config
+
+from influcoder_ray.encoder.model import Encoder, check_encoder
+from influcoder_ray.encoder.specs import EncoderSpec
+from influcoder_ray.errors import UserError
+from influcoder_ray.examples import Example
+
+CPU = torch.device("cpu")
+EXAMPLES = [
+    Example("raw", "", "The capital of France is Paris.", "f:0"),
+    Example("pair", "Which bread is this?", "It is made of flour, water and salt.", "f:1"),
+    Example("short", "", "a", "f:2"),
+    Example("foreign", "漢字 ?", "naïve 🙂", "f:3"),
+    Example("long raw text", "", "Seven times eight is fifty-six. " * 20, "f:4"),
+]
+
+
+def loaded(folder: Path, **spec: Any) -> Encoder:
+    return Encoder.load(EncoderSpec(**({"path": str(folder), "max_tokens": 64} | spec)), CPU)
+
+
+def hugging_face_vectors(folder: Path, texts: list[str], pooling: str) -> np.ndarray:
+    """One text after the other through transformers alone."""
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+    vectors = []
+    for text in texts:
+        encoded = tokenizer(text, return_tensors="pt", truncation=True, max_length=64)
+        with torch.no_grad():
+            states = model(**encoded).last_hidden_state[0]
+        vectors.append(states[0] if pooling == "cls" else states.mean(0))
+    return torch.nn.functional.normalize(torch.stack(vectors)).numpy()
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_vectors_equal_transformers_and_sentence_transformers(
+    pooling: str, encoder_folder: Path, tmp_path: Path
+) -> None:
+    """Prevents an encoder that gives its users other vectors than it gave the report."""
+    from sentence_transformers import SentenceTransformer
+
+    encoder = loaded(encoder_folder, pooling=pooling)
+    vectors, cut = encoder.embed(EXAMPLES)
+    texts = [e.text for e in EXAMPLES]
+    assert vectors.dtype == np.float32
+    assert cut == [False, False, False, False, True]
+    np.testing.assert_allclose(vectors, hugging_face_vectors(encoder_folder, texts, pooling), atol=1e-5)
+    encoder.save(tmp_path / "saved")
+    np.testing.assert_allclose(vectors, hugging_face_vectors(tmp_path / "saved", texts, pooling), atol=1e-5)
+    # Object stores know no empty folders: the encoder has to load without them.
+    for folder in (tmp_path / "saved").iterdir():
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+    there = SentenceTransformer(str(tmp_path / "saved"), device="cpu", local_files_only=True)
+    assert there.max_seq_length == 64
+    np.testing.assert_allclose(vectors, there.encode(texts, batch_size=2), atol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_a_folder_that_sentence_transformers_saved_is_read_with_its_pooling(
+    pooling: str, encoder_folder: Path, tmp_path: Path
+) -> None:
+    """Prevents the start of the training from differing from the encoder that the user chose."""
+    from sentence_transformers import SentenceTransformer, models  # type: ignore[attr-defined]
+
+    there = SentenceTransformer(
+        modules=[models.Transformer(str(encoder_folder)), models.Pooling(32, pooling_mode=pooling)],
+        device="cpu",
+    )
+    there.save(str(tmp_path))
+    encoder = loaded(tmp_path)
+    assert encoder.pooling == pooling
+    texts = [e.text for e in EXAMPLES[:4]]
+    expected = there.encode(texts, normalize_embeddings=True)
+    np.testing.assert_allclose(encoder.embed(EXAMPLES[:4])[0], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_a_saved_encoder_loads_to_the_same_vectors(
+    pooling: str, encoder_folder: Path, tmp_path: Path
+) -> None:
+    """Prevents weights, tokens or pooling from being lost between training and embedding."""
+    encoder = loaded(encoder_folder, pooling=pooling)
+    with torch.no_grad():
+        for parameter in encoder.model.parameters():
+            parameter.add_(0.01)
+    encoder.save(tmp_path / "saved")
+    again = loaded(tmp_path / "saved")
+    assert again.pooling == pooling
+    assert np.array_equal(again.embed(EXAMPLES)[0], encoder.embed(EXAMPLES)[0])
+
+
+def test_a_plain_transformers_folder_is_pooled_by_the_mean(tmp_path: Path) -> None:
+    """Prevents a folder without modules.json from being refused."""
+    assert loaded(build_encoder(tmp_path, pooling=None)).pooling == "mean"
+
+
+@pytest.fixture(scope="module")
+def alone(encoder_folder: Path) -> tuple[Path, np.ndarray]:
+    encoder = loaded(encoder_folder)
+    return encoder_folder, np.concatenate([encoder.embed([example])[0] for example in EXAMPLES])
+
+
+@given(st.lists(st.integers(0, len(EXAMPLES) - 1), max_size=12), st.integers(8, 400))
+@settings(max_examples=30, deadline=None)
+def test_neighbours_order_and_budget_do_not_touch_a_vector(
+    alone: tuple[Path, np.ndarray], rows: list[int], tokens_per_batch: int
+) -> None:
+    """Prevents vectors that depend on which texts happened to share a batch, or that change places."""
+    folder, expected = alone
+    encoder = loaded(folder, tokens_per_batch=tokens_per_batch)
+    done: list[int] = []
+    vectors, _ = encoder.embed([EXAMPLES[row] for row in rows], report=done.append)
+    assert vectors.shape == (len(rows), encoder.dimensions)
+    assert sum(done) == len(rows)
+    np.testing.assert_allclose(vectors, expected[rows], atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+
+
+def test_dropout_is_off_though_gradients_flow(encoder_folder: Path) -> None:
+    """Prevents a step's gradient from depending on how its texts were spread over workers."""
+    encoder = loaded(encoder_folder)
+    windows, _ = encoder.windows(EXAMPLES)
+    first, second = encoder.vectors(windows), encoder.vectors(windows)
+    assert first.requires_grad
+    assert torch.equal(first, second)
+
+
+def refusal(folder: Path | str, **spec: Any) -> str:
+    """The one line with which a folder is refused, before weights are read and with them."""
+    messages = []
+    encoder = EncoderSpec(**({"path": str(folder), "max_tokens": 32} | spec))
+    for attempt in (lambda: check_encoder(encoder), lambda: Encoder.load(encoder, CPU)):
+        with pytest.raises(UserError) as caught:
+            attempt()
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1]
+    assert "\n" not in messages[0]
+    return messages[0]
+
+
+@pytest.fixture
+def copied(encoder_folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(encoder_folder, tmp_path / "copy"))
+
+
+@pytest.mark.parametrize("path", ["missing", "sentence-transformers/all-MiniLM-L6-v2"])
+def test_what_is_no_folder_is_refused_without_asking_a_hub(path: str) -> None:
+    """Prevents a mistyped path from becoming a download."""
+    assert f"encoder.path: {path} is no folder" in refusal(path)
+
+
+def _no_config(folder: Path) -> None:
+    (folder / "config.json").unlink()
+
+
+def _no_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    torch.save({}, folder / "pytorch_model.bin")
+
+
+def _no_tokenizer(folder: Path) -> None:
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+
+
+def _encoder_decoder(folder: Path) -> None:
+    T5Config().save_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (_no_config, "give a folder with config.json"),
+        (_no_weights, "give a folder with model.safetensors"),
+        (_no_tokenizer, "give a folder with tokenizer.json"),
+        (_encoder_decoder, "give an encoder alone"),
+    ],
+)
+def test_a_folder_that_holds_no_encoder_is_refused(
+    spoil: Callable[[Path], None], said: str, copied: Path
+) -> None:
+    """Prevents a traceback, or a failure after the first work."""
+    spoil(copied)
+    assert said in refusal(copied)
+
+
+def test_a_window_wider_than_the_positions_is_refused(encoder_folder: Path) -> None:
+    """Prevents an index out of range at the first long text."""
+    assert "give at most 128" in refusal(encoder_folder, max_tokens=129)
+    loaded(encoder_folder, max_tokens=128).embed(EXAMPLES)
+
+
+def test_positions_of_a_roberta_begin_behind_its_padding(tmp_path: Path, copied: Path) -> None:
+    """Prevents a window of 514 on a model that has places for 512."""
+    config = RobertaConfig(
+        vocab_size=471,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        intermediate_size=32,
+        max_position_embeddings=34,
+        pad_token_id=0,
+    )
+    torch.manual_seed(0)
+    RobertaModel(config).save_pretrained(copied)
+    assert "give at most 33" in refusal(copied, max_tokens=34)
+    encoder = loaded(copied, max_tokens=33)
+    vectors, cut = encoder.embed(EXAMPLES)
+    assert cut[-1]
+    alone = np.concatenate([encoder.embed([example])[0] for example in EXAMPLES])
+    np.testing.assert_allclose(vectors, alone, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"pooling_mode_max_tokens": True, "pooling_mode_mean_tokens": False},
+        {"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True},
+        {"pooling_mode": "lasttoken"},
+        {"pooling_mode": ["mean", "max"]},
+        {},
+    ],
+)
+def test_a_pooling_that_is_neither_mean_nor_cls_is_refused_unless_one_is_named(
+    config: dict[str, object], copied: Path
+) -> None:
+    """Prevents vectors of half the model's pooling, silently."""
+    (copied / "1_Pooling" / "config.json").write_text(json.dumps(config))
+    assert "set encoder.pooling" in refusal(copied)
+    assert loaded(copied, pooling="mean").pooling == "mean"

@@ -1,0 +1,213 @@
+"""Token windows: the response survives, and the loss falls on it alone."""
+
+from typing import Any, Literal
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from influcoder_ray.examples import Example, Turn
+from influcoder_ray.examples.tokens import (
+    CHARACTERS_PER_TOKEN,
+    Tokens,
+    loss_tokens,
+    resolve_template,
+    text_window,
+)
+
+WORDS = [f"w{i}" for i in range(40)]
+SPECIAL = ["[UNK]", "<s>", "</s>", "<user>", "<system>", "<assistant>"]
+VOCABULARY = {word: number for number, word in enumerate([*SPECIAL, "\n", *WORDS])}
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}<{{ m.role }}> {{ m.content }} {% endfor %}"
+    "{% if add_generation_prompt %}<assistant> {% endif %}"
+)
+
+
+def _tokenizer(framed: bool, chat: bool) -> Any:
+    """One token a word or line end; `framed`: with special tokens at both ends, as BERT has them."""
+    inner = Tokenizer(models.WordLevel(VOCABULARY, unk_token="[UNK]"))
+    splits = [pre_tokenizers.Split("\n", "isolated"), pre_tokenizers.Split(" ", "removed")]
+    inner.pre_tokenizer = pre_tokenizers.Sequence(splits)
+    if framed:
+        special = [(name, VOCABULARY[name]) for name in ("<s>", "</s>")]
+        inner.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=special)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        unk_token="[UNK]",
+        bos_token="<s>",
+        eos_token="</s>",
+        additional_special_tokens=["<user>", "<system>", "<assistant>"],
+    )
+    if chat:
+        tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+TEACHER, CHATTING, STUDENT = _tokenizer(False, False), _tokenizer(False, True), _tokenizer(True, False)
+BOS, EOS, LINE = VOCABULARY["<s>"], VOCABULARY["</s>"], VOCABULARY["\n"]
+
+_SENTENCE = st.lists(st.sampled_from(WORDS), min_size=1, max_size=12).map(" ".join)
+
+
+def _ids(text: str) -> list[int]:
+    return [VOCABULARY[word] for word in text.split()]
+
+
+def _one(example: Example, max_tokens: int, template: Literal["chat", "plain"] = "plain") -> Tokens:
+    (tokens,) = loss_tokens([example], CHATTING, max_tokens=max_tokens, template=template)
+    return tokens
+
+
+@given(_SENTENCE, _SENTENCE, st.integers(2, 30), st.sampled_from(["plain", "chat"]))
+@settings(max_examples=50, deadline=None)
+def test_the_response_survives_and_the_prompt_loses_its_head(
+    prompt: str, response: str, max_tokens: int, template: Literal["chat", "plain"]
+) -> None:
+    """Prevents the loss from falling on the prompt, missing the answer's end, or having no context."""
+    asked = [BOS, VOCABULARY["<user>"], *_ids(prompt), VOCABULARY["<assistant>"]]
+    before = asked if template == "chat" else [*_ids(prompt), LINE]
+    answer = [*_ids(response), EOS]
+    tokens = _one(Example("i", prompt, response, "f:0"), max_tokens, template)
+    labelled = list(tokens.ids[tokens.labelled_from :])
+    context = list(tokens.ids[: tokens.labelled_from])
+    assert labelled == answer[: max_tokens - 1]
+    assert context == before[-max(1, max_tokens - len(answer)) :]
+    assert tokens.labelled == len(labelled)
+    assert len(tokens.ids) <= max_tokens
+    assert tokens.truncated == (len(before) + len(answer) > max_tokens)
+
+
+@given(_SENTENCE, st.integers(2, 16))
+@settings(max_examples=50, deadline=None)
+def test_raw_text_is_labelled_from_its_second_token_on_and_loses_its_tail(text: str, max_tokens: int) -> None:
+    """Prevents a label on a token that nothing precedes."""
+    tokens = _one(Example("i", "", text, "f:0"), max_tokens)
+    assert list(tokens.ids) == [BOS, *_ids(text)][:max_tokens]
+    assert tokens.labelled_from == 1
+    assert tokens.labelled == len(tokens.ids) - 1
+    assert tokens.truncated == (1 + len(_ids(text)) > max_tokens)
+
+
+def test_a_response_above_the_window_keeps_one_token_of_its_prompt() -> None:
+    """Prevents the first token of a long response from losing the token that predicts it."""
+    tokens = _one(Example("i", "w1 w2", "w3 w4 w5 w6", "f:0"), 3)
+    assert tokens == Tokens((LINE, *_ids("w3 w4")), 1, True)
+
+
+def test_turns_go_through_the_chat_template_with_their_roles() -> None:
+    """Prevents a system message from reaching the model as the words of a user."""
+    turns = (Turn("system", "w1"), Turn("user", "w2"), Turn("assistant", "w3"), Turn("user", "w4"))
+    tokens = _one(Example("i", "system: w1", "w5", "f:0", turns), 30, "chat")
+    written = "<s> <system> w1 <user> w2 <assistant> w3 <user> w4 <assistant> w5 </s>"
+    assert list(tokens.ids) == _ids(written)
+    assert tokens.labelled_from == 10
+    assert not tokens.truncated
+
+
+def test_a_prompt_that_comes_to_no_tokens_leaves_no_label_on_the_first_token() -> None:
+    """Prevents a label without a token before it, which shifts every label of the row."""
+    bare = _tokenizer(False, False)
+    bare.backend_tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    (tokens,) = loss_tokens([Example("i", " ", "w1 w2", "f:0")], bare, max_tokens=8, template="plain")
+    assert tokens == Tokens((*_ids("w1 w2"), EOS), 1, False)
+    bare.bos_token = None
+    (tokens,) = loss_tokens([Example("i", "", " ", "f:0")], bare, max_tokens=8, template="plain")
+    assert (tokens.ids, tokens.labelled) == ((), 0)
+
+
+def test_a_document_of_megabytes_is_cut_before_it_is_tokenized_and_has_no_end_token() -> None:
+    """Prevents minutes of tokenizing for one window, and an end token where the text does not end."""
+    limit = 8 * CHARACTERS_PER_TOKEN
+    seen: list[str] = []
+
+    def spy(texts: list[str], **options: Any) -> Any:
+        seen.extend(texts)
+        return TEACHER(texts, **options)
+
+    spy.bos_token_id, spy.eos_token_id = BOS, EOS  # type: ignore[attr-defined]
+    head = "w1 " + "w2" + "x" * 5_000_000
+    tail = "x" * 5_000_000 + " w3 w4"
+    cut_response, cut_prompt = loss_tokens(
+        [Example("i", "w0", head, "f:0"), Example("j", tail, "w5", "f:1")],
+        spy,
+        max_tokens=8,
+        template="plain",
+    )
+    assert max(len(text) for text in seen) <= limit
+    unknown = VOCABULARY["[UNK]"]
+    assert cut_response == Tokens((*_ids("w0"), LINE, *_ids("w1"), unknown), 2, True)
+    assert cut_prompt == Tokens((unknown, *_ids("w3 w4"), LINE, *_ids("w5"), EOS), 4, True)
+
+
+def test_the_template_is_the_tokenizers_own_where_it_has_one() -> None:
+    """Prevents an instruction model from being read without its chat format, and a base model with one."""
+    assert resolve_template(CHATTING, "auto") == "chat"
+    assert resolve_template(TEACHER, "auto") == "plain"
+    assert resolve_template(CHATTING, "plain") == "plain"
+    assert resolve_template(TEACHER, "chat") == "chat"
+
+
+def test_no_examples_give_no_tokens() -> None:
+    """Prevents a unit in which every row was set aside from crashing the tokenizer."""
+    assert loss_tokens([], TEACHER, max_tokens=8, template="plain") == []
+    assert text_window([], STUDENT, max_tokens=8) == ([], [])
+
+
+@given(st.just("") | _SENTENCE, _SENTENCE, st.booleans())
+@settings(max_examples=50, deadline=None)
+def test_an_uncut_text_window_is_the_tokenizers_own_encoding(
+    prompt: str, response: str, framed: bool
+) -> None:
+    """Prevents our vectors from differing from those of other programs that load the encoder."""
+    tokenizer = STUDENT if framed else TEACHER
+    example = Example("i", prompt, response, "f:0")
+    windows, cut = text_window([example], tokenizer, max_tokens=64)
+    assert windows == [tokenizer(example.text)["input_ids"]]
+    assert cut == [False]
+
+
+@given(st.just("") | _SENTENCE, _SENTENCE, st.integers(3, 30), st.booleans())
+@settings(max_examples=50, deadline=None)
+def test_a_text_window_keeps_the_limit_the_special_tokens_and_the_response(
+    prompt: str, response: str, max_tokens: int, framed: bool
+) -> None:
+    """Prevents a student that reads less of the answer than the teacher that it learns from."""
+    tokenizer = STUDENT if framed else TEACHER
+    begin, end = ([BOS], [EOS]) if framed else ([], [])
+    before = [*_ids(prompt), LINE] if prompt else []
+    answer = _ids(response)
+    (window,), (cut,) = text_window([Example("i", prompt, response, "f:0")], tokenizer, max_tokens=max_tokens)
+    room = max_tokens - len(begin) - len(end)
+    body = answer[:room] if len(answer) >= room else (before + answer)[-room:]
+    assert window == [*begin, *body, *end]
+    assert cut == (len(before) + len(answer) > room)
+
+
+def test_text_windows_do_not_depend_on_their_neighbours() -> None:
+    """Prevents padding or truncation left in a saved tokenizer from reaching other rows' windows."""
+    tokenizer = _tokenizer(True, False)
+    tokenizer.pad_token = "</s>"
+    tokenizer.backend_tokenizer.enable_truncation(4)
+    tokenizer.backend_tokenizer.enable_padding(pad_id=EOS, pad_token="</s>")
+    rows = [
+        Example("i", "w1", "w2 w3 w4 w5 w6", "f:0"),
+        Example("j", "", "w7", "f:1"),
+        Example("k", "w8", "w9", "f:2"),
+    ]
+    windows, cut = text_window(rows, tokenizer, max_tokens=16)
+    assert windows == [window for row in rows for window in text_window([row], STUDENT, max_tokens=16)[0]]
+    assert cut == [False] * 3
+
+
+@pytest.mark.parametrize("side", ["prompt", "response"])
+def test_a_text_window_of_megabytes_is_marked_as_cut(side: str) -> None:
+    """Prevents text that was dropped before tokenizing from being reported as seen."""
+    long = "w1 " * 100_000
+    example = Example("i", long, "w2", "f:0") if side == "prompt" else Example("i", "w2", long, "f:0")
+    (window,), cut = text_window([example], STUDENT, max_tokens=8)
+    assert cut == [True]
+    assert len(window) == 8
+    assert window[-2] == (VOCABULARY["w2"] if side == "prompt" else VOCABULARY["w1"])

@@ -1,0 +1,101 @@
+"""A tiny project of models and data, settings for it, and one finished run that tests only read."""
+
+import copy
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray
+from rich.console import Console
+
+from influcoder_ray import pipeline
+from influcoder_ray.config import PipelineSettings, settings_from
+
+WORDS = "bread flour water salt oven paris tokyo gradient loss slope adds sum seven eight river stone".split()
+CORPUS_ROWS, QUERY_ROWS = 120, 24
+
+Fields = dict[str, Any]
+MakeSettings = Callable[..., PipelineSettings]
+
+
+def sentences(count: int, seed: int, low: int = 4, high: int = 12) -> list[str]:
+    generator = np.random.default_rng(seed)
+    return [" ".join(generator.choice(WORDS, generator.integers(low, high))) for _ in range(count)]
+
+
+def data_table(rows: int, seed: int, prefix: str) -> pa.Table:
+    return pa.table(
+        {
+            "id": [f"{prefix}{i}" for i in range(rows)],
+            "prompt": sentences(rows, seed),
+            "response": sentences(rows, seed + 1),
+        }
+    )
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory: pytest.TempPathFactory, causal_lm_folder: Path, encoder_folder: Path) -> Fields:
+    """Settings fields of a tiny project without an output folder; its files are read only."""
+    folder = tmp_path_factory.mktemp("project")
+    pq.write_table(data_table(CORPUS_ROWS, 1, "c"), folder / "corpus.parquet", row_group_size=20)
+    pq.write_table(data_table(QUERY_ROWS, 7, "q"), folder / "queries.parquet")
+    columns = {"id": "id", "prompt": "prompt", "response": "response"}
+    return {
+        "corpus": {"path": str(folder / "corpus.parquet"), "columns": columns},
+        "queries": {"path": str(folder / "queries.parquet"), "columns": columns},
+        "model": {"path": str(causal_lm_folder), "max_tokens": 48, "tokens_per_batch": 256},
+        "adapter": {"rank": 4},
+        "sketch": {"width": 1024, "rows_per_unit": 16},
+        "encoder": {"path": str(encoder_folder), "max_tokens": 64},
+        "sample": {"pool": 60},
+        "distill": {"epochs": 2, "learning_rate": 1e-3},
+        "embed": {"rows_per_unit": 40},
+        "attribute": {"top_k": 7},
+        "evaluate": {"fidelity_examples": 6, "resamples": 20},
+        "workers": {stage: {"cpus": 1, "max": 1} for stage in ("sketch", "distill", "embed", "evaluate")},
+    }
+
+
+@pytest.fixture(scope="session")
+def make_settings(project: Fields) -> MakeSettings:
+    """Settings of the tiny project with groups of fields replaced: `make_settings(output, sketch={...})`."""
+
+    def make(output: Path | str, **groups: Any) -> PipelineSettings:
+        fields = copy.deepcopy(project) | {"output": str(output)}
+        for name, value in groups.items():
+            fields[name] = fields[name] | value if isinstance(value, dict) and name in fields else value
+        return settings_from(fields, source="test")
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[None]:
+    """A Ray of three logical CPUs in this process, so that three workers can run at once."""
+    from influcoder_ray.stages.cluster import quiet_ray_data
+
+    ray.init(
+        address="local",
+        num_cpus=3,
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=128 << 20,
+        logging_level="ERROR",
+    )
+    quiet_ray_data()
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def finished(
+    make_settings: MakeSettings, local_ray: None, tmp_path_factory: pytest.TempPathFactory
+) -> PipelineSettings:
+    """The settings of one finished run of all stages; its output is read only."""
+    settings = make_settings(tmp_path_factory.mktemp("finished"))
+    pipeline.run(settings, console=Console(quiet=True))
+    return settings

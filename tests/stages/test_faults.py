@@ -1,0 +1,120 @@
+"""Any process may die at any moment, and the tables are the same."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from outputs import file_hashes
+from rich.console import Console
+
+from influcoder_ray import pipeline
+from influcoder_ray.config import PipelineSettings
+
+pytestmark = pytest.mark.cluster
+QUIET = Console(quiet=True)
+STAGES = ("sample", "sketch")
+# Small units, so that there are some before and some after the blow.
+UNITS = {"rows_per_unit": 4}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(make_settings, local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The hashes of the sketch tables of a run that nothing befell."""
+    settings = make_settings(tmp_path_factory.mktemp("undisturbed"), sketch=UNITS)
+    pipeline.run(settings, stages=STAGES, console=QUIET)
+    return file_hashes(Path(settings.output) / "sketches")
+
+
+def when_some_units_are_done(output: Path, blow: Callable[[], None]) -> threading.Thread:
+    """Strike once, as soon as two units are committed."""
+
+    def wait() -> None:
+        deadline = time.monotonic() + 120
+        while len(list(output.glob("_state/sketch/units/*.json"))) < 2:
+            if time.monotonic() > deadline:
+                return
+            time.sleep(0.005)
+        blow()
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    return thread
+
+
+def kill_one_actor() -> None:
+    ours = [
+        p
+        for p in psutil.process_iter(["name", "cmdline"])
+        if "UnitActor" in " ".join(p.info["cmdline"] or [])
+    ]
+    assert ours, "no actor to kill"
+    ours[0].kill()
+
+
+def test_a_killed_actor_loses_and_doubles_nothing(
+    make_settings: Callable[..., PipelineSettings], undisturbed: dict[str, str], tmp_path: Path
+) -> None:
+    """A spot machine that goes takes its worker along: the units in its hands must be done again."""
+    settings = make_settings(tmp_path / "run", sketch=UNITS)
+    killer = when_some_units_are_done(tmp_path / "run", kill_one_actor)
+    pipeline.run(settings, stages=STAGES, console=QUIET)
+    killer.join()
+    assert file_hashes(tmp_path / "run/sketches") == undisturbed
+
+
+def test_a_killed_driver_is_taken_up_where_it_stood(
+    make_settings: Callable[..., PipelineSettings], undisturbed: dict[str, str], tmp_path: Path
+) -> None:
+    """A driver that dies must cost the units in hand, not the stage."""
+    settings = make_settings(tmp_path / "run", sketch=UNITS)
+    (tmp_path / "settings.yaml").write_text(settings.to_yaml())
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "influcoder_ray.cli", "run", str(tmp_path / "settings.yaml")],
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    when_some_units_are_done(tmp_path / "run", lambda: os.killpg(driver.pid, signal.SIGKILL)).join()
+    assert driver.wait() == -signal.SIGKILL
+    survivors = {p: p.stat().st_mtime_ns for p in (tmp_path / "run/sketches").rglob("*.parquet")}
+    vouched = len(list((tmp_path / "run").glob("_state/sketch/units/*.json")))
+    assert vouched >= 2
+    pipeline.run(settings, stages=STAGES, console=QUIET)
+    assert file_hashes(tmp_path / "run/sketches") == undisturbed
+    kept = [p for p, age in survivors.items() if p.stat().st_mtime_ns == age]
+    assert len(kept) >= vouched
+
+
+def test_a_unit_that_keeps_failing_is_named_and_the_others_are_kept(
+    make_settings: Callable[..., PipelineSettings], local_ray: None, tmp_path: Path
+) -> None:
+    """One bad file must not cost the other thousand, nor pass for a success."""
+    from influcoder_ray.errors import RunFailed
+
+    settings = make_settings(tmp_path / "run", sketch=UNITS)
+    pipeline.run(settings, stages=("sample",), console=QUIET)
+    # A folder in the way of one shard's name: that unit cannot be committed, whoever tries.
+    from influcoder_ray.stages import sketch
+
+    plan = sketch.plan(settings)
+    blocked = plan.unit_ids[3]
+    obstacles = [tmp_path / f"run/sketches/{side}/{blocked}.parquet/x" for side in ("pool", "queries")]
+    for obstacle in obstacles:
+        obstacle.mkdir(parents=True)
+    with pytest.raises(RunFailed, match="1 of 21 units failed 3 times"):
+        pipeline.run(settings, stages=STAGES, console=QUIET)
+    assert (tmp_path / f"run/_state/sketch/failures/{blocked}.json").exists()
+    for obstacle in obstacles:
+        obstacle.rmdir()
+        obstacle.parent.rmdir()
+    done = len(list((tmp_path / "run").glob("_state/sketch/units/*.json")))
+    assert done == 20
+    pipeline.run(settings, stages=STAGES, console=QUIET)
+    assert pipeline.status(settings)["sketch"]

@@ -1,0 +1,182 @@
+"""Raw cells: one bad cell or line never spoils its neighbours."""
+
+import bz2
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from influcoder_ray.tables import json_lines
+from influcoder_ray.tables.cells import read_cells
+from influcoder_ray.tables.datafiles import find_data_files
+from influcoder_ray.tables.json_lines import Unreadable
+from influcoder_ray.tables.place import Place
+from influcoder_ray.tables.units import Unit, plan_units
+
+BAD = b"\xff\xfe not UTF-8 \x80"
+RAW = [b"plain", BAD, None, "é".encode()]
+
+
+def _units(path: Path, rows_per_unit: int = 1 << 30) -> list[Unit]:
+    files = find_data_files(str(path), setting="corpus.path")
+    return plan_units(files, rows_per_unit=rows_per_unit, fingerprint="f")
+
+
+def _cells(path: Path, column: str = "text") -> list[Any]:
+    (unit,) = _units(path)
+    return read_cells(unit, [column])[column]
+
+
+def _string(kind: pa.DataType = pa.string()) -> pa.Array:  # noqa: B008 - an immutable type
+    """A column of strings of which one is no UTF-8, as careless writers leave them."""
+    raw = pa.array(RAW, pa.large_binary() if kind == pa.large_string() else pa.binary())
+    return pa.Array.from_buffers(kind, len(raw), raw.buffers(), raw.null_count)
+
+
+def _turns() -> pa.StructArray:
+    role = pa.array(["user", "assistant", "user", "assistant"])
+    return pa.StructArray.from_arrays([role, _string()], ["role", "content"])
+
+
+@pytest.mark.parametrize("kind", ["string", "large_string", "binary", "dictionary"])
+def test_text_columns_of_any_kind_come_as_bytes_and_bad_utf8_stays_in_its_cell(
+    kind: str, tmp_path: Path
+) -> None:
+    """Prevents one cell of bad UTF-8 from failing the whole file."""
+    column = {
+        "string": _string,
+        "large_string": lambda: _string(pa.large_string()),
+        "binary": lambda: pa.array(RAW, pa.binary()),
+        "dictionary": lambda: pa.DictionaryArray.from_arrays(
+            pa.array([0, 1, None, 2], pa.int32()), _string().drop_null()
+        ),
+    }[kind]()
+    pq.write_table(pa.table({"text": column}), tmp_path / "a.parquet", row_group_size=3)
+    assert _cells(tmp_path / "a.parquet") == RAW
+
+
+@pytest.mark.parametrize("kind", [pa.ListArray, pa.LargeListArray, "fixed"])
+def test_messages_come_as_lists_of_structs_whose_text_is_bytes(kind: Any, tmp_path: Path) -> None:
+    """Prevents bad UTF-8 inside a nested column from failing the whole file."""
+    turns = _turns()
+    column = (
+        pa.FixedSizeListArray.from_arrays(turns, 2) if kind == "fixed" else kind.from_arrays([0, 2, 4], turns)
+    )
+    pq.write_table(pa.table({"messages": column}), tmp_path / "a.parquet")
+    contents = [[m["content"] for m in row] for row in _cells(tmp_path / "a.parquet", "messages")]
+    assert contents == [RAW[:2], RAW[2:]]
+
+
+def test_messages_with_roles_as_a_dictionary_are_read(tmp_path: Path) -> None:
+    """Prevents a nested dictionary, as category columns make them, from failing the cast."""
+    role = pa.array(["user", "assistant", "user", "assistant"]).dictionary_encode()
+    turns = pa.StructArray.from_arrays([role, _string()], ["role", "content"])
+    column = pa.ListArray.from_arrays([0, 2, 2, 4], turns)
+    pq.write_table(pa.table({"messages": column}), tmp_path / "a.parquet")
+    rows = _cells(tmp_path / "a.parquet", "messages")
+    assert [[m["role"] for m in row] for row in rows] == [
+        [b"user", b"assistant"],
+        [],
+        [b"user", b"assistant"],
+    ]
+
+
+def test_a_unit_reads_its_own_row_groups_and_the_named_columns(tmp_path: Path) -> None:
+    """Prevents a unit from reading its neighbour's rows, and columns from being mixed up."""
+    table = pa.table({"b.c": [f"t{i}" for i in range(7)], "id": range(7), "b": [None] * 7})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=2)
+    units = _units(tmp_path / "a.parquet", rows_per_unit=3)
+    cells = [read_cells(unit, ["id", "b.c"]) for unit in units]
+    assert [list(c) for c in cells] == [["id", "b.c"]] * 2
+    assert [c["id"] for c in cells] == [[0, 1, 2, 3], [4, 5, 6]]
+    assert cells[1]["b.c"] == [b"t4", b"t5", b"t6"]
+    assert [unit.first_row for unit in units] == [0, 4]
+
+
+def _reasons(path: Path) -> list[Any]:
+    return [cell.reason if isinstance(cell, Unreadable) else cell for cell in _cells(path)]
+
+
+def test_a_line_that_cannot_be_read_is_one_unreadable_row_with_its_reason(tmp_path: Path) -> None:
+    """Prevents one broken line from ending the run, or from shifting the numbers of the rows after it."""
+    lines: list[tuple[bytes, Any]] = [
+        (b'{"text": "first"}', "first"),
+        (b'{"text": "cut', "the line is not JSON: Unterminated string"),
+        (b'["text"]', "the line is a JSON list, not an object"),
+        (b"3", "the line is a JSON int, not an object"),
+        (b"null", "the line is a JSON NoneType, not an object"),
+        (b"", "the line is not JSON: Expecting value"),
+        (b"   ", "the line is not JSON: Expecting value"),
+        (b'{"text": "\xff"}', "the line is not UTF-8"),
+        (b'{"text": "\\ud800"}', "\ud800"),
+        (b'{"n": ' + b"1" * 5000 + b"}", "the line is not JSON: Exceeds the limit"),
+        (b"[" * 200_000, "the line is not JSON: maximum recursion depth"),
+        (b'{"other": 1}', None),
+        (b'{"text": 7}', 7),
+        (b'{"text": "last"}', "last"),
+    ]
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"\n".join(line for line, _ in lines))
+    found = _reasons(path)
+    assert len(found) == len(lines)
+    for got, (line, expected) in zip(found, lines, strict=True):
+        same = (
+            got.startswith(expected)
+            if isinstance(got, str) and isinstance(expected, str)
+            else got == expected
+        )
+        assert same, (line[:40], got)
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "ndjson", "jsonl.gz", "jsonl.zst", "jsonl.bz2"])
+@pytest.mark.parametrize("end", ["", "\n", "\r\n"])
+def test_plain_and_compressed_files_give_the_same_rows_whatever_ends_their_lines(
+    suffix: str, end: str, tmp_path: Path
+) -> None:
+    """Prevents the last row from being lost without a newline, or doubled with one."""
+    text = (end or "\n").join(json.dumps({"text": f"row {i} é"}) for i in range(5)) + end
+    _write(tmp_path / f"a.{suffix}", [text.encode()])
+    assert _cells(tmp_path / f"a.{suffix}") == [f"row {i} é" for i in range(5)]
+
+
+def _write(path: Path, members: list[bytes]) -> None:
+    compress: dict[str, Callable[[bytes], bytes]] = {
+        ".gz": gzip.compress,
+        ".bz2": bz2.compress,
+        ".zst": lambda data: bytes(pa.Codec("zstd").compress(data)),
+    }
+    path.write_bytes(b"".join(compress.get(path.suffix, bytes)(member) for member in members))
+
+
+@pytest.mark.parametrize("suffix", ["gz", "zst", "bz2"])
+def test_a_file_of_several_compressed_members_is_read_to_its_end(suffix: str, tmp_path: Path) -> None:
+    """Prevents the rows after the first member of a concatenated compressed file from vanishing."""
+    path = tmp_path / f"a.jsonl.{suffix}"
+    _write(path, [b'{"text": "a"}\n{"te', b'xt": "b"}\n', b'{"text": "c"}\n'])
+    assert _cells(path) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz", "jsonl.zst", "jsonl.bz2"])
+def test_a_line_longer_than_the_read_block_is_one_row(suffix: str, tmp_path: Path) -> None:
+    """Prevents a document of megabytes from being cut at the border of a read."""
+    texts = ["short", "x" * (3 << 20), "y" * (1 << 20), "end"]
+    _write(tmp_path / f"a.{suffix}", ["".join(json.dumps({"text": t}) + "\n" for t in texts).encode()])
+    assert _cells(tmp_path / f"a.{suffix}") == texts
+
+
+@given(st.lists(st.binary(max_size=6).map(lambda b: b.replace(b"\n", b"")), max_size=8), st.integers(1, 9))
+@settings(max_examples=50, deadline=None)
+def test_lines_do_not_depend_on_the_size_of_the_read_block(parts: list[bytes], block: int) -> None:
+    """Prevents a line end at the border of a block from adding or losing a row."""
+    place = Place("memory://lines/a.jsonl")
+    place.write_whole(b"".join(part + b"\n" for part in parts))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_lines, "_BLOCK_BYTES", block)
+        assert list(json_lines.lines(place)) == parts

@@ -1,0 +1,87 @@
+"""The same promises on S3, against a server of this process."""
+
+from collections.abc import Iterator
+
+import boto3  # type: ignore[import-untyped]
+import pyarrow as pa
+import pytest
+import s3fs
+from moto.server import ThreadedMotoServer
+
+from influcoder_ray.tables.cells import read_cells
+from influcoder_ray.tables.datafiles import find_data_files
+from influcoder_ray.tables.fingerprint import Fingerprint
+from influcoder_ray.tables.place import FileEntry, Place
+from influcoder_ray.tables.state import Output, StageState, parquet_bytes
+from influcoder_ray.tables.units import plan_units
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[Place]:
+    """An empty bucket, with endpoint and credentials in the environment."""
+    with pytest.MonkeyPatch.context() as patch:
+        server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+        server.start()
+        try:
+            host, port = server.get_host_and_port()
+            patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+            patch.setenv("AWS_ACCESS_KEY_ID", "test")
+            patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+            patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+            patch.delenv("AWS_PROFILE", raising=False)
+            boto3.client("s3").create_bucket(Bucket="runs")
+            s3fs.S3FileSystem.clear_instance_cache()
+            yield Place("s3://runs")
+        finally:
+            s3fs.S3FileSystem.clear_instance_cache()
+            server.stop()
+
+
+def test_on_s3_a_write_is_seen_at_once_and_whole_and_a_removed_file_is_gone(bucket: Place) -> None:
+    """Prevents a cached listing from hiding what another process has written or removed."""
+    folder = bucket / "place"
+    assert folder.files() == []
+    assert not folder.exists()
+    (folder / "a/x.bin").write_whole(b"first")
+    assert folder.files() == [FileEntry("a/x.bin", 5)]
+    other_machine = boto3.client("s3")
+    other_machine.put_object(Bucket="runs", Key="place/a/y.bin", Body=b"other")
+    other_machine.put_object(Bucket="runs", Key="place/a/x.bin", Body=b"longer")
+    assert folder.files() == [FileEntry("a/x.bin", 6), FileEntry("a/y.bin", 5)]
+    assert (folder / "a/x.bin").read_bytes() == b"longer"
+    with (folder / "a/x.bin").open() as stream:
+        stream.seek(2)
+        assert stream.read() == b"nger"
+    other_machine.delete_object(Bucket="runs", Key="place/a/y.bin")
+    assert not (folder / "a/y.bin").exists()
+    assert folder.is_folder()
+    folder.remove()
+    assert folder.files() == []
+
+
+def test_on_s3_a_stage_finds_reads_commits_and_reads_back(bucket: Place) -> None:
+    """Prevents a run whose input and output lie on S3 from losing rows that a local run keeps."""
+    table = pa.table({"text": ["a", "b", "c"]})
+    for name in ("data/1/p.parquet", "data/2/p.parquet", "data/_log/p.parquet"):
+        (bucket / name).write_whole(parquet_bytes(table, rows_per_group=2))
+    files = find_data_files("s3://runs/data", setting="corpus.path")
+    assert [file.relative for file in files] == ["1/p.parquet", "2/p.parquet"]
+    globbed = find_data_files("s3://runs/data/[12]/*.parquet", setting="corpus.path")
+    assert [(file.relative, file.place) for file in globbed] == [
+        (file.relative, file.place) for file in files
+    ]
+
+    fingerprint = Fingerprint({"stage": "s"})
+    state = StageState(bucket / "out", "s", ["words"])
+    state.begin(fingerprint)
+    units = plan_units(files, rows_per_unit=2, fingerprint=fingerprint.digest)
+    for unit in units:
+        words = pa.table({"text": pa.array(read_cells(unit, ["text"])["text"], pa.string())})
+        state.commit(unit.unit_id, Output({"words": words}, words.num_rows, words.num_rows), 0.0)
+    ids = [unit.unit_id for unit in units]
+    state.finish(ids, {})
+    assert sorted(state.read("words", table.schema)["text"].to_pylist()) == ["a", "a", "b", "b", "c", "c"]
+    assert state.is_done(fingerprint, ids)
+    (bucket / f"out/words/{ids[0]}.parquet").remove()
+    assert not state.is_done(fingerprint, ids)
+    assert state.manifests().keys() == set(ids[1:])
