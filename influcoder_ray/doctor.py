@@ -1,6 +1,7 @@
 """Doctor: what of this machine works, what does not, and what to do about it."""
 
 import importlib.metadata
+import os
 import platform
 import sys
 import tempfile
@@ -11,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from influcoder_ray.config import load_settings
+from influcoder_ray.demo.weights import cache_folder
 from influcoder_ray.errors import RunFailed, UserError
 from influcoder_ray.pipeline import STAGES
 from influcoder_ray.tables.place import Place
@@ -29,7 +31,7 @@ class Finding:
 
 def examine(console: Console, config: str | None = None) -> bool:
     """Look at everything and print a line for each; returns whether all of it works."""
-    checks: list[Callable[[], list[Finding]]] = [_python, _packages, _devices, _temporary_space, _ray]
+    checks: list[Callable[[], list[Finding]]] = [_python, _packages, _devices, _files, _s3, _models, _ray]
     if config is not None:
         checks.append(lambda: _settings(config))
     sound = True
@@ -61,8 +63,6 @@ def _packages() -> list[Finding]:
 
 
 def _devices() -> list[Finding]:
-    import os
-
     import torch
 
     if torch.cuda.is_available():
@@ -79,7 +79,7 @@ def _devices() -> list[Finding]:
     return [Finding("GPU", f"none: models run on {cpus}, float32")]
 
 
-def _temporary_space() -> list[Finding]:
+def _files() -> list[Finding]:
     with tempfile.TemporaryDirectory() as folder:
         place = Place(folder) / "probe"
         try:
@@ -90,6 +90,29 @@ def _temporary_space() -> list[Finding]:
     return [
         Finding(
             "files", f"written and read back in {Path(folder).parent}", None if sound else "check the disk"
+        )
+    ]
+
+
+def _s3() -> list[Finding]:
+    import botocore.session
+    from botocore.exceptions import BotoCoreError
+
+    try:
+        credentials = botocore.session.Session().get_credentials()
+    except BotoCoreError as error:
+        return [Finding("S3", f"credentials cannot be read: {error}", "mend the AWS configuration")]
+    endpoint = os.environ.get("AWS_ENDPOINT_URL", "Amazon's")
+    found = f"credentials from {credentials.method}" if credentials else "no credentials, s3:// needs some"
+    return [Finding("S3", f"{found}; endpoint: {endpoint}")]
+
+
+def _models() -> list[Finding]:
+    folder = cache_folder()
+    held = sorted(p.parent.name for p in folder.glob("*/config.json"))
+    return [
+        Finding(
+            "demo models", ", ".join(held) if held else f"not fetched yet; the demo puts them in {folder}"
         )
     ]
 

@@ -131,6 +131,7 @@ def test_a_fault_ends_in_one_line_with_status_2_and_nothing_written(
     fields = copy.deepcopy(fields)
     fault(fields, tmp_path)
     (tmp_path / "pipeline.yaml").write_text(yaml.safe_dump(fields))
+    capsys.readouterr()
     status = cli.exit_status_of(
         lambda: cli.app(["run", str(tmp_path / "pipeline.yaml")], standalone_mode=False)
     )

@@ -56,7 +56,7 @@ def build_causal_lm(
     )
     fast.chat_template = chat_template
     config = causal_config(family, vocab_size=len(fast), **overrides)
-    causal_lm(config, seed=seed).save_pretrained(folder)
+    causal_lm(config, seed=seed).save_pretrained(folder)  # type: ignore[operator]
     fast.save_pretrained(folder)
     return folder
 
@@ -110,7 +110,7 @@ def causal_lm(config: PretrainedConfig, *, seed: int = 0) -> torch.nn.Module:
     whether they are used.
     """
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+    model: torch.nn.Module = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
     for parameter in model.parameters():
         if parameter.dim() == 1:
             parameter.data += 0.1 * torch.randn_like(parameter)

@@ -11,6 +11,7 @@ from rich.table import Table
 from influcoder_ray import pipeline
 from influcoder_ray.config import PipelineSettings, settings_from
 from influcoder_ray.demo.corpus import standard_library_corpus
+from influcoder_ray.demo.facts import small_facts
 from influcoder_ray.demo.queries import demo_queries
 from influcoder_ray.demo.weights import fetch_causal_lm, fetch_encoder
 
@@ -24,6 +25,7 @@ _EXPECTED_SECONDS = {
     "evaluate": 30.0,
     "report": 5.0,
 }
+_HOW_TO_QUERIES = 64
 _SHOWN_QUERIES, _SHOWN_EXAMPLES = 6, 3
 
 
@@ -41,10 +43,24 @@ def run_demo(output: str, console: Console) -> None:
     model = fetch_causal_lm(lambda text: console.print(text, highlight=False))
     encoder = fetch_encoder(lambda text: console.print(text, highlight=False))
     settings = demo_settings(folder, model, encoder)
-    _write(folder / "corpus.parquet", standard_library_corpus())
-    _write(folder / "queries.parquet", demo_queries())
+    corpus, queries = demo_data()
+    _write(folder / "corpus.parquet", corpus)
+    _write(folder / "queries.parquet", queries)
     pipeline.run(settings, console=console, expected_seconds=_EXPECTED_SECONDS)
     _show(settings, console)
+
+
+def demo_data() -> tuple[pa.Table, pa.Table]:
+    """Corpus and queries, each with id, prompt and response.
+
+    The corpus is Python's documentation and small facts; the queries are questions on the one and
+    held-out members of the other.
+    """
+    facts = small_facts()
+    names = facts.corpus.schema.names
+    corpus = pa.concat_tables([standard_library_corpus().select(names), facts.corpus])
+    how_to = demo_queries().select(names)[:_HOW_TO_QUERIES]
+    return corpus, pa.concat_tables([how_to, facts.queries])
 
 
 def demo_settings(folder: Path, model: Path, encoder: Path) -> PipelineSettings:

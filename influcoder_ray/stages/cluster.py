@@ -33,6 +33,8 @@ def connect(address: str | None) -> None:
             ) from error
     else:
         # Units travel as names and summaries, never as rows: the object store stays almost empty.
+        # Ray's core prints a warning on every actor pool of Ray Data, which restarts well all the same.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         # "local": never a cluster that happens to run on this machine.
         ray.init(address="local", include_dashboard=False, object_store_memory=_OBJECT_STORE_BYTES, **common)
     quiet_ray_data()

@@ -30,7 +30,7 @@ EXAMPLES = [
 
 
 def loaded(folder: Path, **spec: Any) -> Encoder:
-    return Encoder.load(EncoderSpec(**({"path": str(folder), "max_tokens": 64} | spec)), CPU)
+    return Encoder.load(EncoderSpec.model_validate({"path": str(folder), "max_tokens": 64} | spec), CPU)
 
 
 def hugging_face_vectors(folder: Path, texts: list[str], pooling: str) -> np.ndarray:
@@ -142,7 +142,7 @@ def test_dropout_is_off_though_gradients_flow(encoder_folder: Path) -> None:
 def refusal(folder: Path | str, **spec: Any) -> str:
     """The one line with which a folder is refused, before weights are read and with them."""
     messages = []
-    encoder = EncoderSpec(**({"path": str(folder), "max_tokens": 32} | spec))
+    encoder = EncoderSpec.model_validate({"path": str(folder), "max_tokens": 32} | spec)
     for attempt in (lambda: check_encoder(encoder), lambda: Encoder.load(encoder, CPU)):
         with pytest.raises(UserError) as caught:
             attempt()

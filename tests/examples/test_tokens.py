@@ -49,7 +49,9 @@ def _tokenizer(framed: bool, chat: bool) -> Any:
 TEACHER, CHATTING, STUDENT = _tokenizer(False, False), _tokenizer(False, True), _tokenizer(True, False)
 BOS, EOS, LINE = VOCABULARY["<s>"], VOCABULARY["</s>"], VOCABULARY["\n"]
 
-_SENTENCE = st.lists(st.sampled_from(WORDS), min_size=1, max_size=12).map(" ".join)
+# No word stands twice in an example, so a window that is off by one token never looks right.
+_PROMPT = st.integers(1, 12).map(lambda count: " ".join(WORDS[:count]))
+_RESPONSE = st.integers(1, 12).map(lambda count: " ".join(WORDS[20 : 20 + count]))
 
 
 def _ids(text: str) -> list[int]:
@@ -61,7 +63,7 @@ def _one(example: Example, max_tokens: int, template: Literal["chat", "plain"] =
     return tokens
 
 
-@given(_SENTENCE, _SENTENCE, st.integers(2, 30), st.sampled_from(["plain", "chat"]))
+@given(_PROMPT, _RESPONSE, st.integers(2, 30), st.sampled_from(["plain", "chat"]))
 @settings(max_examples=50, deadline=None)
 def test_the_response_survives_and_the_prompt_loses_its_head(
     prompt: str, response: str, max_tokens: int, template: Literal["chat", "plain"]
@@ -80,7 +82,7 @@ def test_the_response_survives_and_the_prompt_loses_its_head(
     assert tokens.truncated == (len(before) + len(answer) > max_tokens)
 
 
-@given(_SENTENCE, st.integers(2, 16))
+@given(_RESPONSE, st.integers(2, 16))
 @settings(max_examples=50, deadline=None)
 def test_raw_text_is_labelled_from_its_second_token_on_and_loses_its_tail(text: str, max_tokens: int) -> None:
     """Prevents a label on a token that nothing precedes."""
@@ -156,7 +158,7 @@ def test_no_examples_give_no_tokens() -> None:
     assert text_window([], STUDENT, max_tokens=8) == ([], [])
 
 
-@given(st.just("") | _SENTENCE, _SENTENCE, st.booleans())
+@given(st.just("") | _PROMPT, _RESPONSE, st.booleans())
 @settings(max_examples=50, deadline=None)
 def test_an_uncut_text_window_is_the_tokenizers_own_encoding(
     prompt: str, response: str, framed: bool
@@ -169,7 +171,7 @@ def test_an_uncut_text_window_is_the_tokenizers_own_encoding(
     assert cut == [False]
 
 
-@given(st.just("") | _SENTENCE, _SENTENCE, st.integers(3, 30), st.booleans())
+@given(st.just("") | _PROMPT, _RESPONSE, st.integers(3, 20), st.booleans())
 @settings(max_examples=50, deadline=None)
 def test_a_text_window_keeps_the_limit_the_special_tokens_and_the_response(
     prompt: str, response: str, max_tokens: int, framed: bool
@@ -203,11 +205,12 @@ def test_text_windows_do_not_depend_on_their_neighbours() -> None:
 
 
 @pytest.mark.parametrize("side", ["prompt", "response"])
-def test_a_text_window_of_megabytes_is_marked_as_cut(side: str) -> None:
-    """Prevents text that was dropped before tokenizing from being reported as seen."""
-    long = "w1 " * 100_000
+@pytest.mark.parametrize("long", ["w1 " * 100_000, "x" * 1_000_000])
+def test_a_text_window_of_megabytes_is_marked_as_cut(side: str, long: str) -> None:
+    """Prevents text that was dropped before tokenizing, even out of one word, from counting as seen."""
     example = Example("i", long, "w2", "f:0") if side == "prompt" else Example("i", "w2", long, "f:0")
     (window,), cut = text_window([example], STUDENT, max_tokens=8)
     assert cut == [True]
-    assert len(window) == 8
-    assert window[-2] == (VOCABULARY["w2"] if side == "prompt" else VOCABULARY["w1"])
+    assert len(window) <= 8
+    word = VOCABULARY["w1"] if long.startswith("w1") else VOCABULARY["[UNK]"]
+    assert window[-2] == (VOCABULARY["w2"] if side == "prompt" else word)

@@ -110,15 +110,17 @@ def test_out_of_memory_halves_the_budget_and_loses_or_doubles_nothing(
 ) -> None:
     """Prevents a long batch from killing the unit, and a repeated one from being added twice."""
     expected, exact = teacher.sketch(tokens, SKETCH), teacher.gradients(tokens)
-    longest = max(len(t.ids) for t in tokens)
-    sizes = limit_memory(teacher, monkeypatch, longest)
+    limit = 120
+    assert max(len(t.ids) for t in tokens) <= limit < teacher.spec.tokens_per_batch
+    sizes = limit_memory(teacher, monkeypatch, limit)
     done: list[int] = []
     assert_close(teacher.sketch(tokens, SKETCH, report=done.append), expected)
     assert sum(done) == len(tokens)
-    assert sizes[0] > longest, "nothing was out of memory, so nothing was proved"
+    assert len(done) < len(tokens), "every example went alone, so batches were not tried"
+    assert sizes[0] > limit, "nothing was out of memory, so nothing was proved"
     tried = len(sizes)
     np.testing.assert_allclose(teacher.gradients(tokens), exact, atol=1e-5)
-    assert max(sizes[tried:]) <= longest, "the smaller budget was forgotten"
+    assert max(sizes[tried:]) <= limit, "the smaller budget was forgotten"
 
 
 def test_out_of_memory_in_the_middle_of_a_backward_pass_leaves_no_half_of_a_sketch(

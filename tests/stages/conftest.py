@@ -15,7 +15,8 @@ from rich.console import Console
 from influcoder_ray import pipeline
 from influcoder_ray.config import PipelineSettings, settings_from
 
-WORDS = "bread flour water salt oven paris tokyo gradient loss slope adds sum seven eight river stone".split()
+WORDS = ["bread", "flour", "water", "salt", "oven", "paris", "tokyo", "gradient"]
+WORDS += ["loss", "slope", "adds", "sum", "seven", "eight", "river", "stone"]
 CORPUS_ROWS, QUERY_ROWS = 120, 24
 
 Fields = dict[str, Any]

@@ -92,6 +92,35 @@ def test_a_killed_driver_is_taken_up_where_it_stood(
     assert len(kept) >= vouched
 
 
+def test_a_killed_training_goes_on_from_its_last_checkpoint_to_the_same_encoder(
+    make_settings: Callable[..., PipelineSettings], local_ray: None, tmp_path: Path
+) -> None:
+    """Training begun anew would cost what was paid, and one that goes on differently is no replay."""
+    stages = ("sample", "sketch", "distill")
+    epochs = {"epochs": 4}
+    undisturbed = make_settings(tmp_path / "undisturbed", distill=epochs)
+    pipeline.run(undisturbed, stages=stages, console=QUIET)
+    settings = make_settings(tmp_path / "run", distill=epochs)
+    pipeline.run(settings, stages=stages[:2], console=QUIET)
+    (tmp_path / "settings.yaml").write_text(settings.to_yaml())
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "influcoder_ray.cli", "run", str(tmp_path / "settings.yaml")],
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 200
+    while not list((tmp_path / "run").glob("_state/distill/train/*/checkpoint_manager_snapshot.json")):
+        assert driver.poll() is None, "the run ended before its first checkpoint"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    os.killpg(driver.pid, signal.SIGKILL)
+    driver.wait()
+    assert not (tmp_path / "run/encoder").exists()
+    pipeline.run(settings, stages=stages, console=QUIET)
+    assert file_hashes(tmp_path / "run/encoder") == file_hashes(tmp_path / "undisturbed/encoder")
+
+
 def test_a_unit_that_keeps_failing_is_named_and_the_others_are_kept(
     make_settings: Callable[..., PipelineSettings], local_ray: None, tmp_path: Path
 ) -> None:

@@ -1,6 +1,7 @@
 """The device of a worker and the threads of its arithmetic."""
 
 import torch
+from transformers.utils import logging
 
 
 def prepare_device(threads: int) -> torch.device:
@@ -8,5 +9,7 @@ def prepare_device(threads: int) -> torch.device:
 
     Ray hides the GPUs that are not this worker's, so the first visible one is its own.
     """
+    # A worker has no terminal: bars would fill its log.
+    logging.disable_progress_bar()
     torch.set_num_threads(threads)
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

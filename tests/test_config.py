@@ -1,0 +1,107 @@
+"""Settings: read, overridden, checked, written back."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from influcoder_ray.config import PipelineSettings, load_settings, settings_from
+from influcoder_ray.errors import UserError
+from influcoder_ray.spec import Spec
+
+FIELDS: dict[str, Any] = {
+    "output": "out",
+    "corpus": {"path": "corpus.parquet", "columns": {"text": "text"}},
+    "queries": {"path": "s3://bucket/queries", "columns": {"messages": "messages"}},
+    "model": {"path": "owner/name"},
+    "encoder": {"path": "owner/encoder"},
+}
+
+
+def write(folder: Path, fields: dict[str, Any]) -> str:
+    (folder / "pipeline.yaml").write_text(yaml.safe_dump(fields))
+    return str(folder / "pipeline.yaml")
+
+
+def test_written_settings_load_as_the_same_settings(tmp_path: Path) -> None:
+    """A settings.yaml that loads as something else would replay another run."""
+    settings = load_settings(write(tmp_path, FIELDS), ["adapter.targets=[q_proj, v_proj]", "seed=3"])
+    (tmp_path / "again.yaml").write_text(settings.to_yaml())
+    assert load_settings(str(tmp_path / "again.yaml")) == settings
+
+
+def test_local_paths_become_absolute_and_others_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker starts in another folder than the driver: a relative path would point elsewhere there."""
+    monkeypatch.chdir(tmp_path)
+    settings = load_settings(write(tmp_path, FIELDS))
+    assert settings.output == str(tmp_path / "out")
+    assert settings.corpus.path == str(tmp_path / "corpus.parquet")
+    assert settings.queries.path == "s3://bucket/queries"
+    assert settings.model.path == "owner/name"
+
+
+def test_overrides_reach_inner_settings_as_yaml_values(tmp_path: Path) -> None:
+    """An override read as text would make a number a string, or a list a name."""
+    overrides = ["sketch.width=2048", "sample.queries=null", "workers.embed.gpus=0.5", "output=./elsewhere"]
+    settings = load_settings(write(tmp_path, FIELDS), overrides)
+    assert settings.sketch.width == 2048
+    assert settings.sample.queries is None
+    assert settings.workers.embed.gpus == 0.5
+    assert settings.output.endswith("/elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("override", "part"),
+    [
+        ("sketch.width", "no key=value"),
+        ("seed.inner=1", "seed"),
+        ("sketch.width=[", "no YAML value"),
+        ("sketch.width=1000", "sketch.width"),
+        ("workers.sketch={min: 3, max: 2}", "below min"),
+        ("sample={test_share: 0.6, validation_share: 0.5}", "nothing to train on"),
+        ("corpus.columns={text: a, response: b}", "name one of"),
+    ],
+)
+def test_a_bad_override_is_refused_by_name(override: str, part: str, tmp_path: Path) -> None:
+    """An override that is dropped in silence runs for hours with the wrong setting."""
+    with pytest.raises(UserError, match=part):
+        load_settings(write(tmp_path, FIELDS | {"seed": 1}), [override])
+
+
+@pytest.mark.parametrize("text", ["", "[1, 2]", "a: [", "just words"])
+def test_a_file_that_holds_no_settings_is_refused(text: str, tmp_path: Path) -> None:
+    """An empty or broken file must not run with defaults."""
+    (tmp_path / "bad.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"bad\.yaml"):
+        load_settings(str(tmp_path / "bad.yaml"))
+
+
+def test_a_missing_file_is_refused() -> None:
+    """A traceback of open() would be the first thing that a user sees."""
+    with pytest.raises(UserError, match="cannot be read"):
+        load_settings("/nowhere/pipeline.yaml")
+
+
+def specs(model: type[Spec]) -> list[type[Spec]]:
+    inner = [f.annotation for f in model.model_fields.values()]
+    found = [s for s in inner if isinstance(s, type) and issubclass(s, Spec)]
+    return [model, *(deeper for spec in found for deeper in specs(spec))]
+
+
+def test_every_setting_says_what_it_is() -> None:
+    """A setting without a sentence can only be understood from the code."""
+    silent = [
+        f"{spec.__name__}.{name}"
+        for spec in specs(PipelineSettings)
+        for name, field in spec.model_fields.items()
+        if not (field.description or "").endswith((".", "."))
+    ]
+    assert silent == []
+
+
+def test_settings_are_frozen() -> None:
+    """Settings that change under way would no longer be those that were written down."""
+    settings = settings_from(FIELDS, source="test")
+    with pytest.raises(ValueError, match="frozen"):
+        settings.seed = 4  # type: ignore[misc]
