@@ -76,7 +76,7 @@ def demo_settings(folder: Path, model: Path, encoder: Path) -> PipelineSettings:
             "sketch": {"width": 16384, "rows_per_unit": 48},
             "sample": {"pool": 300, "validation_share": 0.15, "test_share": 0.25},
             "encoder": {"path": str(encoder), "max_tokens": 128},
-            "distill": {"epochs": 4},
+            "distill": {"epochs": 4, "learning_rate": 2e-4},
             "report": {"title": "What teaches a small model to answer Python questions"},
         },
         source="demo",

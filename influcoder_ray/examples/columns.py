@@ -120,7 +120,11 @@ def _from_messages(value: Any, example_id: str, source: str) -> Example:
     for message in value:
         if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
             raise _Refused("a message lacks role or content")
-        turns.append(Turn(_filled(message["role"], "role"), _filled(message["content"], "content")))
+        role = _filled(message["role"], "role")
+        # Public chat sets are full of empty system messages: they say nothing, and are no fault.
+        if role == "system" and message["content"] in (None, "", b""):
+            continue
+        turns.append(Turn(role, _filled(message["content"], "content")))
     answers = [i for i, turn in enumerate(turns) if turn.role == "assistant"]
     if not answers or answers[-1] == 0:
         raise _Refused("messages hold no assistant answer to a prompt")

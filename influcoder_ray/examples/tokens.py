@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from jinja2 import TemplateError
+
 from influcoder_ray.examples.example import Example
 
 Template = Literal["auto", "chat", "plain"]
@@ -17,12 +19,13 @@ CHARACTERS_PER_TOKEN = 16
 class Tokens:
     """Token ids (T,), of which those from `labelled_from` on carry the loss.
 
-    `truncated` says whether the window left anything out.
+    `truncated` says whether the window left anything out, `fault` why there are no tokens at all.
     """
 
     ids: tuple[int, ...]
     labelled_from: int
     truncated: bool
+    fault: str = ""
 
     @property
     def labelled(self) -> int:
@@ -44,29 +47,38 @@ def loss_tokens(
 
     Loss falls on the response and the token that ends it; of raw text on everything that has a
     token before it. Where the window is too small, the response survives and the prompt loses its
-    head; a response longer than the window loses its tail and keeps one token of the prompt.
+    head, but not the token that begins every text; a response longer than the window loses its tail
+    and keeps one token of the prompt.
     """
     if not examples:
         return []
     limit = max_tokens * CHARACTERS_PER_TOKEN
     prompts = [_prompt_text(e, tokenizer, template) for e in examples]
-    prompt_ids = _ids(tokenizer, [text[-limit:] for text in prompts])
+    prompt_ids = _ids(tokenizer, [text[-limit:] for text, _ in prompts])
     response_ids = _ids(tokenizer, [e.response[:limit] for e in examples])
-    begin = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
+    begin, _ = _special_frame(tokenizer)
     end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
     tokens = []
-    for example, prompt_text, prompt, response in zip(
+    for example, (prompt_text, fault), prompt, response in zip(
         examples, prompts, prompt_ids, response_ids, strict=True
     ):
+        if fault:
+            tokens.append(Tokens((), 0, False, fault))
+            continue
         cut = len(prompt_text) > limit or len(example.response) > limit
         if example.is_raw_text:
             ids = begin + response
-            tokens.append(Tokens(tuple(ids[:max_tokens]), 1, cut or len(ids) > max_tokens))
+            tokens.append(Tokens(tuple(ids[:max_tokens]), max(1, len(begin)), cut or len(ids) > max_tokens))
             continue
+        head = begin
+        if template == "chat":
+            # A chat template writes what begins every text itself.
+            head = [t for t in prompt[:1] if t == tokenizer.bos_token_id]
+            prompt = prompt[len(head) :]
         ending = [] if len(example.response) > limit else end
-        answer = (response + ending)[: max_tokens - 1]
-        kept = prompt[-(max_tokens - len(answer)) :]
-        cut = cut or len(prompt) + len(response) + len(end) > max_tokens
+        answer = (response + ending)[: max_tokens - len(head) - bool(prompt)]
+        kept = head + prompt[max(0, len(head) + len(prompt) + len(answer) - max_tokens) :]
+        cut = cut or len(head) + len(prompt) + len(response) + len(end) > max_tokens
         # A prompt can come to no tokens at all; the first token has none before it to predict it from.
         tokens.append(Tokens(tuple(kept + answer), max(1, len(kept)), cut))
     return tokens
@@ -113,14 +125,19 @@ def _special_frame(tokenizer: Any) -> tuple[list[int], list[int]]:
     return framed[:first], framed[first + len(bare) :]
 
 
-def _prompt_text(example: Example, tokenizer: Any, template: Literal["chat", "plain"]) -> str:
+def _prompt_text(example: Example, tokenizer: Any, template: Literal["chat", "plain"]) -> tuple[str, str]:
+    """What stands before the response, or, second, why the template has no words for it."""
     if example.is_raw_text:
-        return ""
+        return "", ""
     if template == "plain":
-        return f"{example.prompt}\n"
+        return f"{example.prompt}\n", ""
     turns = [{"role": t.role, "content": t.content} for t in example.turns]
     turns = turns or [{"role": "user", "content": example.prompt}]
-    return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+    try:
+        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)), ""
+    except TemplateError as error:
+        # Some templates refuse a system message, or turns that do not alternate.
+        return "", f"the chat template refuses it: {str(error).splitlines()[0]}"
 
 
 def _ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:

@@ -12,7 +12,7 @@ from influcoder_ray.tables.place import Place
 SUFFIXES = (".jsonl", ".ndjson", ".jsonl.gz", ".jsonl.zst", ".jsonl.bz2")
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 _BLOCK_BYTES = 1 << 20
-_LINES_FOR_KEYS = 100
+_LINES_FOR_KEYS = 1000
 
 
 @dataclass(frozen=True)

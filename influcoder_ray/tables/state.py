@@ -278,16 +278,19 @@ class StageState:
 def parquet_bytes(table: pa.Table, rows_per_group: int = 4096) -> bytes:
     """A table as the bytes of a Parquet file: the same table gives the same bytes.
 
-    Sketches and vectors do not compress (8% on random data); text does.
+    Text is compressed; sketches and vectors, beside which a table's text is little, would gain 8%.
     """
-    wide = [
-        f.name
-        for f in table.schema
-        if pa.types.is_fixed_size_binary(f.type) or pa.types.is_fixed_size_list(f.type)
-    ]
-    compression = {name: "none" if name in wide else "zstd" for name in table.schema.names}
+    wide = any(
+        pa.types.is_fixed_size_binary(f.type) or pa.types.is_fixed_size_list(f.type) for f in table.schema
+    )
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, row_group_size=rows_per_group, compression=compression)
+    pq.write_table(
+        table,
+        sink,
+        row_group_size=rows_per_group,
+        compression="none" if wide else "zstd",
+        use_dictionary=not wide,
+    )
     return bytes(sink.getvalue())
 
 

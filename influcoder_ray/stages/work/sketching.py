@@ -52,7 +52,7 @@ class SketchWork:
         tokens = self._teacher.tokens(examples)
         with_loss = [i for i, t in enumerate(tokens) if t.labelled > 0]
         sketches = self._teacher.sketch([tokens[i] for i in with_loss], self._sketch, report=report)
-        refused = dict.fromkeys(range(len(tokens)), "no token to predict")
+        refused = {i: t.fault or "no token to predict" for i, t in enumerate(tokens)}
         refused.update(zip(with_loss, _faults(sketches), strict=True))
         good = [i for i in range(len(tokens)) if not refused[i]]
         places = {row: place for place, row in enumerate(with_loss)}
