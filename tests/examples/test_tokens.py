@@ -63,23 +63,56 @@ def _one(example: Example, max_tokens: int, template: Literal["chat", "plain"] =
     return tokens
 
 
-@given(_PROMPT, _RESPONSE, st.integers(2, 30), st.sampled_from(["plain", "chat"]))
+@given(_PROMPT, _RESPONSE, st.integers(3, 30), st.sampled_from(["plain", "chat"]))
 @settings(max_examples=50, deadline=None)
 def test_the_response_survives_and_the_prompt_loses_its_head(
     prompt: str, response: str, max_tokens: int, template: Literal["chat", "plain"]
 ) -> None:
-    """Prevents the loss from falling on the prompt, missing the answer's end, or having no context."""
-    asked = [BOS, VOCABULARY["<user>"], *_ids(prompt), VOCABULARY["<assistant>"]]
+    """Prevents the loss from falling on the prompt, missing the answer's end, or having no context.
+
+    The token that begins every text stays: models that were trained with it go astray without.
+    """
+    asked = [VOCABULARY["<user>"], *_ids(prompt), VOCABULARY["<assistant>"]]
     before = asked if template == "chat" else [*_ids(prompt), LINE]
+    head = [BOS] if template == "chat" else []
     answer = [*_ids(response), EOS]
     tokens = _one(Example("i", prompt, response, "f:0"), max_tokens, template)
     labelled = list(tokens.ids[tokens.labelled_from :])
     context = list(tokens.ids[: tokens.labelled_from])
-    assert labelled == answer[: max_tokens - 1]
-    assert context == before[-max(1, max_tokens - len(answer)) :]
+    assert labelled == answer[: max_tokens - len(head) - 1]
+    assert context == head + before[-max(1, max_tokens - len(head) - len(answer)) :]
     assert tokens.labelled == len(labelled)
     assert len(tokens.ids) <= max_tokens
-    assert tokens.truncated == (len(before) + len(answer) > max_tokens)
+    assert tokens.truncated == (len(head) + len(before) + len(answer) > max_tokens)
+
+
+def test_texts_begin_as_the_tokenizer_begins_them() -> None:
+    """Prevents other numbers than the model's usual input gives: with its first token, or without."""
+    pair, raw = Example("i", "w1 w2 w3", "w4", "f:0"), Example("j", "", "w5 w6", "f:1")
+    framed, bare = (loss_tokens([pair, raw], t, max_tokens=5, template="plain") for t in (STUDENT, TEACHER))
+    assert framed == [
+        Tokens((BOS, *_ids("w3"), LINE, *_ids("w4"), EOS), 3, True),
+        Tokens((BOS, *_ids("w5 w6")), 1, False),
+    ]
+    assert bare == [
+        Tokens((*_ids("w2 w3"), LINE, *_ids("w4"), EOS), 3, True),
+        Tokens(tuple(_ids("w5 w6")), 1, False),
+    ]
+
+
+def test_what_the_chat_template_refuses_is_named_and_its_neighbours_are_not_harmed() -> None:
+    """Prevents one conversation that a template cannot write from failing its whole unit."""
+    strict = _tokenizer(False, True)
+    strict.chat_template = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+        + CHAT_TEMPLATE
+    )
+    refused = Example("i", "system: w1", "w5", "f:0", (Turn("system", "w1"), Turn("user", "w2")))
+    good = Example("j", "w1", "w2", "f:1")
+    first, second = loss_tokens([refused, good], strict, max_tokens=20, template="chat")
+    assert first.fault == "the chat template refuses it: System role not supported"
+    assert first.labelled == 0
+    assert second == _one(good, 20, "chat")
 
 
 @given(_RESPONSE, st.integers(2, 16))
@@ -87,10 +120,10 @@ def test_the_response_survives_and_the_prompt_loses_its_head(
 def test_raw_text_is_labelled_from_its_second_token_on_and_loses_its_tail(text: str, max_tokens: int) -> None:
     """Prevents a label on a token that nothing precedes."""
     tokens = _one(Example("i", "", text, "f:0"), max_tokens)
-    assert list(tokens.ids) == [BOS, *_ids(text)][:max_tokens]
+    assert list(tokens.ids) == _ids(text)[:max_tokens]
     assert tokens.labelled_from == 1
     assert tokens.labelled == len(tokens.ids) - 1
-    assert tokens.truncated == (1 + len(_ids(text)) > max_tokens)
+    assert tokens.truncated == (len(_ids(text)) > max_tokens)
 
 
 def test_a_response_above_the_window_keeps_one_token_of_its_prompt() -> None:
@@ -125,8 +158,8 @@ def test_a_document_of_megabytes_is_cut_before_it_is_tokenized_and_has_no_end_to
     limit = 8 * CHARACTERS_PER_TOKEN
     seen: list[str] = []
 
-    def spy(texts: list[str], **options: Any) -> Any:
-        seen.extend(texts)
+    def spy(texts: list[str] | str, **options: Any) -> Any:
+        seen.extend([texts] if isinstance(texts, str) else texts)
         return TEACHER(texts, **options)
 
     spy.bos_token_id, spy.eos_token_id = BOS, EOS  # type: ignore[attr-defined]
