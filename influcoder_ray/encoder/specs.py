@@ -6,6 +6,9 @@ from pydantic import Field
 
 from influcoder_ray.spec import Spec
 
+# Beside a trained encoder's weights: the figures of every epoch, and which one was chosen.
+HISTORY = "distillation.json"
+
 
 class EncoderSpec(Spec):
     """The text encoder that is trained and then embeds the corpus."""

@@ -13,8 +13,6 @@ from influcoder_ray.tables.place import Place
 from influcoder_ray.tables.state import Manifest, StageState
 
 ENCODER = "encoder"
-# In the encoder's folder: the figures of every epoch and which one was chosen.
-HISTORY = "distillation.json"
 
 
 def state(root: Place) -> StageState:

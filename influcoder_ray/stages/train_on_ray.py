@@ -8,10 +8,10 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from influcoder_ray.config import PipelineSettings
+from influcoder_ray.encoder.specs import HISTORY
 from influcoder_ray.errors import RunFailed
 from influcoder_ray.stages.cluster import Reservation, reserve
 from influcoder_ray.stages.display import Display
-from influcoder_ray.stages.distill import HISTORY
 from influcoder_ray.stages.work.training import BEST, train_loop
 
 _FAILURES = 3

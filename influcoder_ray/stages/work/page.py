@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from influcoder_ray import __version__
 from influcoder_ray.attribution.distribution import ScoreHistogram, percentile_of_rank
 from influcoder_ray.config import PipelineSettings
+from influcoder_ray.encoder.specs import HISTORY
 from influcoder_ray.examples import Example
 from influcoder_ray.examples.columns import examples_from_cells
 from influcoder_ray.examples.example import from_table
@@ -38,7 +39,7 @@ _SPLITS = ("test", "validation", "train")
 def contents(settings: PipelineSettings) -> ReportContents:
     root = settings.root
     evaluation = json.loads((root / evaluate.EVALUATION).read_bytes())
-    history = json.loads((root / distill.ENCODER / distill.HISTORY).read_bytes())
+    history = json.loads((root / distill.ENCODER / HISTORY).read_bytes())
     totals = {stage: _totals(module.state(root)) for stage, module in _STAGES.items()}
     pairs = evaluate.state(root).read(evaluate.PAIRS, schemas.EVALUATION_PAIRS)
     shape = (evaluation["queries"], evaluation["pool"])

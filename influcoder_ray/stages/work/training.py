@@ -12,10 +12,10 @@ from ray.train import Checkpoint
 
 from influcoder_ray.config import PipelineSettings
 from influcoder_ray.encoder.model import Encoder
+from influcoder_ray.encoder.specs import HISTORY
 from influcoder_ray.encoder.training import Distillation, Side
 from influcoder_ray.encoder.workers import Workers
 from influcoder_ray.evaluation.agreement import aggregated_rho, per_query_rho
-from influcoder_ray.stages.distill import HISTORY
 from influcoder_ray.stages.signals import Signals, influence, read_signals
 from influcoder_ray.stages.work.device import prepare_device
 from influcoder_ray.tables.models import local_model_folder
