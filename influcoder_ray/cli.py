@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Annotated
 
@@ -124,6 +125,8 @@ def main() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Notices of libraries to each other, which no user can do anything about.
+    warnings.filterwarnings("ignore", category=FutureWarning)
     sys.exit(exit_status_of(lambda: app(standalone_mode=True)))
 
 

@@ -1,5 +1,6 @@
 """The demo: what of Python's own documentation moves a small language model towards an answer."""
 
+import json
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,13 +18,13 @@ from influcoder_ray.demo.weights import fetch_causal_lm, fetch_encoder
 
 # On two cores; only the time left that is shown depends on these.
 _EXPECTED_SECONDS = {
-    "sample": 10.0,
-    "sketch": 150.0,
-    "distill": 75.0,
+    "sample": 6.0,
+    "sketch": 110.0,
+    "distill": 92.0,
     "embed": 45.0,
-    "attribute": 10.0,
-    "evaluate": 30.0,
-    "report": 5.0,
+    "attribute": 4.0,
+    "evaluate": 15.0,
+    "report": 2.0,
 }
 _HOW_TO_QUERIES = 64
 _SHOWN_QUERIES, _SHOWN_EXAMPLES = 6, 3
@@ -37,9 +38,7 @@ def run_demo(output: str, console: Console) -> None:
         RunFailed: a stage did not finish.
     """
     folder = Path(output).absolute()
-    console.print(
-        "influcoder-ray demo: which of Python's docstrings teach a model to answer Python questions?"
-    )
+    console.print("influcoder-ray demo: which texts teach a small model to answer questions on Python?")
     model = fetch_causal_lm(lambda text: console.print(text, highlight=False))
     encoder = fetch_encoder(lambda text: console.print(text, highlight=False))
     settings = demo_settings(folder, model, encoder)
@@ -74,9 +73,10 @@ def demo_settings(folder: Path, model: Path, encoder: Path) -> PipelineSettings:
             "model": {"path": str(model), "template": "plain", "max_tokens": 96, "tokens_per_batch": 768},
             "adapter": {"rank": 8},
             "sketch": {"width": 16384, "rows_per_unit": 48},
-            "sample": {"pool": 300, "validation_share": 0.15, "test_share": 0.25},
+            "sample": {"pool": 220, "validation_share": 0.15, "test_share": 0.25},
             "encoder": {"path": str(encoder), "max_tokens": 128},
-            "distill": {"epochs": 4, "learning_rate": 2e-4},
+            "distill": {"epochs": 5, "learning_rate": 2e-4},
+            "evaluate": {"fidelity_examples": 8},
             "report": {"title": "What teaches a small model to answer Python questions"},
         },
         source="demo",
@@ -94,24 +94,25 @@ def _show(settings: PipelineSettings, console: Console) -> None:
     attributions = pq.read_table(folder / "attributions")
     best = attributions.filter(pc.less_equal(attributions["rank"], _SHOWN_EXAMPLES))
     texts = {row["id"]: row for row in pq.read_table(folder / "corpus.parquet").to_pylist()}
-    queries = demo_queries().to_pylist()[:_SHOWN_QUERIES]
-    table = Table("query", "most influential docstrings", "cosine", "above % of corpus", show_lines=True)
+    asked = demo_data()[1].to_pylist()
+    queries = asked[: _SHOWN_QUERIES // 2] + asked[-_SHOWN_QUERIES // 2 :]
+    table = Table("query", "most influential examples", "cosine", "above % of corpus")
     for query in queries:
         rows = [row for row in best.to_pylist() if row["query_id"] == query["id"]]
-        table.add_row(
-            query["prompt"],
-            "\n".join(f"{row['example_id']}: {_cut(texts[row['example_id']]['response'])}" for row in rows),
-            "\n".join(f"{row['score']:.3f}" for row in rows),
-            "\n".join(f"{row['percentile']:.2f}" for row in rows),
-        )
+        for row in rows:
+            table.add_row(
+                query["prompt"] if row["rank"] == 1 else "",
+                f"{row['example_id']}: {_cut(texts[row['example_id']]['response'])}",
+                f"{row['score']:.3f}",
+                f"{row['percentile']:.2f}",
+                end_section=row is rows[-1],
+            )
     console.print(table)
     console.print(_quality(folder))
     console.print(f"Report: {folder / 'report.html'}", soft_wrap=True, highlight=False)
 
 
 def _quality(folder: Path) -> Table:
-    import json
-
     methods = json.loads((folder / "evaluation.json").read_bytes())["methods"]
     figures = list(methods["encoder"])
     table = Table("agreement with exact gradient influence (test split)", *figures)
