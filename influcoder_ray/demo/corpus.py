@@ -19,7 +19,7 @@ import pyarrow as pa
 from influcoder_ray.errors import UserError
 
 CORPUS_SCHEMA = pa.schema(
-    [("id", pa.string()), ("prompt", pa.string()), ("response", pa.string()), ("module", pa.string())]
+    [(name, pa.string()) for name in ("id", "prompt", "response", "module", "kind")],
 )
 
 _MIN_CHARACTERS = 23  # "Generate a random UUID." says all that there is to say.
@@ -234,9 +234,9 @@ def standard_library_corpus() -> pa.Table:
     """The standard library of the running Python as examples, one a documented public name.
 
     Columns (all strings): `id` (module.qualname, unique), `prompt` (a question about the name), `response`
-    (the first paragraph of its docstring, 23 to 400 characters, unique) and `module` (the module that a
-    person imports). The order, and for one Python release the content, is always the same. Raises
-    UserError where this Python carries no sources.
+    (the first paragraph of its docstring, 23 to 400 characters, unique), `module` (the module that a
+    person imports) and `kind` (function, class, method or property). The order, and for one Python
+    release the content, is always the same. Raises UserError where this Python carries no sources.
     """
     columns: dict[str, list[str]] = {name: [] for name in CORPUS_SCHEMA.names}
     ids: set[str] = set()
@@ -255,6 +255,7 @@ def standard_library_corpus() -> pa.Table:
                 columns["prompt"].append(_QUESTIONS[found.kind].format(name=example_id))
                 columns["response"].append(response)
                 columns["module"].append(module)
+                columns["kind"].append(found.kind)
     if not ids:
         raise UserError(
             f"{root}: this Python carries no sources of its standard library, which the demo's corpus is "

@@ -73,8 +73,9 @@ def loss_tokens(
         head = begin
         if template == "chat":
             # A chat template writes what begins every text itself.
-            head = [t for t in prompt[:1] if t == tokenizer.bos_token_id]
-            prompt = prompt[len(head) :]
+            begun = bool(tokenizer.bos_token) and prompt_text.startswith(tokenizer.bos_token)
+            head = [tokenizer.bos_token_id] if begun else []
+            prompt = prompt[1:] if begun and prompt[:1] == head else prompt
         ending = [] if len(example.response) > limit else end
         answer = (response + ending)[: max_tokens - len(head) - bool(prompt)]
         kept = head + prompt[max(0, len(head) + len(prompt) + len(answer) - max_tokens) :]

@@ -20,8 +20,8 @@ from influcoder_ray.config import PipelineSettings
 pytestmark = pytest.mark.cluster
 QUIET = Console(quiet=True)
 STAGES = ("sample", "sketch")
-# Small units, so that there are some before and some after the blow.
-UNITS = {"rows_per_unit": 4}
+# The smallest units that the sample can be cut into, so that there are some before and after the blow.
+UNITS = {"rows_per_unit": 1}
 
 
 @pytest.fixture(scope="module")
@@ -137,13 +137,13 @@ def test_a_unit_that_keeps_failing_is_named_and_the_others_are_kept(
     obstacles = [tmp_path / f"run/sketches/{side}/{blocked}.parquet/x" for side in ("pool", "queries")]
     for obstacle in obstacles:
         obstacle.mkdir(parents=True)
-    with pytest.raises(RunFailed, match="1 of 21 units failed 3 times"):
+    with pytest.raises(RunFailed, match="1 of 6 units failed 3 times"):
         pipeline.run(settings, stages=STAGES, console=QUIET)
     assert (tmp_path / f"run/_state/sketch/failures/{blocked}.json").exists()
     for obstacle in obstacles:
         obstacle.rmdir()
         obstacle.parent.rmdir()
     done = len(list((tmp_path / "run").glob("_state/sketch/units/*.json")))
-    assert done == 20
+    assert done == 5
     pipeline.run(settings, stages=STAGES, console=QUIET)
     assert pipeline.status(settings)["sketch"]

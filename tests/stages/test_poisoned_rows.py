@@ -33,7 +33,7 @@ def corpus_with_poison(path: Path, as_json: bool) -> None:
         lines = [json.dumps(row) for row in good.to_pylist()]
         for name, (prompt, response, _) in POISON.items():
             texts = [
-                t and t.decode("utf-8", "surrogatepass" if t != PNG else "latin-1")
+                None if t is None else t.decode("utf-8", "surrogatepass" if t != PNG else "latin-1")
                 for t in (prompt, response)
             ]
             lines.append(json.dumps({"id": name, "prompt": texts[0], "response": texts[1]}))
