@@ -5,37 +5,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
+from material import data_table
 from rich.console import Console
 
 from influcoder_ray import pipeline
 from influcoder_ray.config import PipelineSettings, settings_from
 
-WORDS = ["bread", "flour", "water", "salt", "oven", "paris", "tokyo", "gradient"]
-WORDS += ["loss", "slope", "adds", "sum", "seven", "eight", "river", "stone"]
 CORPUS_ROWS, QUERY_ROWS = 120, 24
 
 Fields = dict[str, Any]
 MakeSettings = Callable[..., PipelineSettings]
-
-
-def sentences(count: int, seed: int, low: int = 4, high: int = 12) -> list[str]:
-    generator = np.random.default_rng(seed)
-    return [" ".join(generator.choice(WORDS, generator.integers(low, high))) for _ in range(count)]
-
-
-def data_table(rows: int, seed: int, prefix: str) -> pa.Table:
-    return pa.table(
-        {
-            "id": [f"{prefix}{i}" for i in range(rows)],
-            "prompt": sentences(rows, seed),
-            "response": sentences(rows, seed + 1),
-        }
-    )
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from outputs import file_hashes
+from material import file_hashes
 from rich.console import Console
 
 from influcoder_ray import pipeline

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import sentence_transformers
 import yaml
-from outputs import file_hashes
+from material import file_hashes
 from rich.console import Console
 
 from influcoder_ray import pipeline

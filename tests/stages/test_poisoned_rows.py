@@ -1,15 +1,17 @@
 """Rows that no corpus should hold and every corpus does."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import data_table
+from material import data_table
 from rich.console import Console
 
 from influcoder_ray import pipeline
+from influcoder_ray.config import PipelineSettings
 
 PNG = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\xff\xfe"
 # name -> (prompt, response, why it cannot be used; None where it can)
@@ -27,74 +29,97 @@ POISON: dict[str, tuple[bytes | None, bytes | None, str | None]] = {
 }
 
 
-def corpus_with_poison(path: Path, as_json: bool) -> None:
-    good = data_table(60, 3, "c").select(["id", "prompt", "response"])
-    if as_json:
-        lines = [json.dumps(row) for row in good.to_pylist()]
-        for name, (prompt, response, _) in POISON.items():
-            texts = [
-                None if t is None else t.decode("utf-8", "surrogatepass" if t != PNG else "latin-1")
-                for t in (prompt, response)
-            ]
-            lines.append(json.dumps({"id": name, "prompt": texts[0], "response": texts[1]}))
-        path.write_text("\n".join([*lines[:30], "{not json", *lines[30:]]))
-        return
-    # Bytes that call themselves strings, as broken writers leave them.
+JSON_LINE_THAT_IS_NONE = "poisoned.jsonl:0"
+# What JSON changes: its text is Unicode by definition, so an image's bytes come as characters, and half
+# of a surrogate pair can be written down.
+IN_JSON = {"lone surrogate": "response holds a lone surrogate, which is no Unicode text", "an image": None}
+
+
+def poisoned_parquet(path: Path) -> None:
+    """Good rows, then poisoned ones: bytes that call themselves strings, as broken writers leave them."""
+
+    def unchecked(values: list[bytes | None]) -> pa.Array:
+        raw = pa.array(values, pa.binary())
+        return pa.Array.from_buffers(pa.string(), len(raw), raw.buffers())
+
     poison = {
-        "id": pa.array(list(POISON), pa.string()),
-        "prompt": _unchecked([row[0] for row in POISON.values()]),
-        "response": _unchecked([row[1] for row in POISON.values()]),
+        "id": pa.array([f"parquet {name}" for name in POISON], pa.string()),
+        "prompt": unchecked([row[0] for row in POISON.values()]),
+        "response": unchecked([row[1] for row in POISON.values()]),
     }
+    good = data_table(60, 3, "c").select(["id", "prompt", "response"])
     pq.write_table(pa.concat_tables([good, pa.table(poison)]), path, row_group_size=16)
 
 
-def _unchecked(values: list[bytes | None]) -> pa.Array:
-    raw = pa.array(values, pa.binary())
-    return pa.Array.from_buffers(pa.string(), len(raw), raw.buffers())
+def poisoned_json_lines(path: Path) -> None:
+    """The same as lines of JSON, after one that is none."""
+
+    def text(value: bytes | None) -> str | None:
+        return (
+            None if value is None else value.decode("latin-1" if value == PNG else "utf-8", "surrogatepass")
+        )
+
+    lines = [
+        json.dumps({"id": f"jsonl {name}", "prompt": text(prompt), "response": text(response)})
+        for name, (prompt, response, _) in POISON.items()
+    ]
+    path.write_text("\n".join(["{not json", *lines]))
 
 
-@pytest.fixture(scope="module", params=["parquet", "jsonl"])
-def poisoned(request: pytest.FixtureRequest, make_settings, local_ray, tmp_path_factory) -> tuple[Path, str]:
+def reasons() -> dict[str, str]:
+    """Why each row that cannot be used cannot be used, by id."""
+    expected = {f"parquet {name}": why for name, (_, _, why) in POISON.items()}
+    expected |= {f"jsonl {name}": IN_JSON.get(name, why) for name, (_, _, why) in POISON.items()}
+    expected[JSON_LINE_THAT_IS_NONE] = "the line is not JSON"
+    return {name: why for name, why in expected.items() if why is not None}
+
+
+@pytest.fixture(scope="module")
+def poisoned(
+    make_settings: Callable[..., PipelineSettings],
+    local_ray: None,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """The output of a run over a folder with both files."""
     folder = tmp_path_factory.mktemp("poisoned")
-    path = folder / f"corpus.{request.param}"
-    corpus_with_poison(path, as_json=request.param == "jsonl")
+    (folder / "corpus").mkdir()
+    poisoned_parquet(folder / "corpus/poisoned.parquet")
+    poisoned_json_lines(folder / "corpus/poisoned.jsonl")
     settings = make_settings(
-        folder / "out", corpus={"path": str(path)}, sample={"pool": 70}, sketch={"rows_per_unit": 32}
+        folder / "out",
+        corpus={"path": str(folder / "corpus")},
+        sample={"pool": 80},
+        sketch={"rows_per_unit": 32},
+        distill={"epochs": 1},
     )
     pipeline.run(settings, console=Console(quiet=True))
-    return folder / "out", request.param
+    return folder / "out"
 
 
-def test_the_quarantine_names_each_unusable_row_and_why(poisoned: tuple[Path, str]) -> None:
+def test_the_quarantine_names_each_unusable_row_and_why(poisoned: Path) -> None:
     """A row that vanishes without a word, or takes the run with it, cannot be mended by its owner."""
-    output, kind = poisoned
-    rows = pq.read_table(output / "quarantine").to_pylist()
+    rows = pq.read_table(poisoned / "quarantine").to_pylist()
     for stage in ("sample", "embed"):
         named = {r["example_id"]: r["reason"] for r in rows if r["stage"] == stage}
-        expected = {name: why for name, (_, _, why) in POISON.items() if why is not None}
-        if kind == "jsonl":
-            expected["lone surrogate"] = "response holds a lone surrogate, which is no Unicode text"
-            # JSON text is Unicode by definition: the image's bytes came as characters.
-            del expected["an image"]
-            expected["corpus.jsonl:30"] = "the line is not JSON"
-        assert named.keys() == expected.keys()
-        assert all(named[name].startswith(why) for name, why in expected.items())
+        assert named.keys() == reasons().keys()
+        assert all(named[name].startswith(why) for name, why in reasons().items())
 
 
-def test_usable_oddities_are_sketched_embedded_and_attributed(poisoned: tuple[Path, str]) -> None:
+def test_usable_oddities_are_sketched_embedded_and_attributed(poisoned: Path) -> None:
     """Long texts and control characters are text: setting them aside would lose data for nothing."""
-    output, _ = poisoned
-    usable = {name for name, (_, _, why) in POISON.items() if why is None}
-    for table in ("embeddings", "group_influence", "sketches/pool"):
-        assert usable <= {row["example_id"] for row in pq.read_table(output / table).to_pylist()}
-    sketches = {r["example_id"]: r for r in pq.read_table(output / "sketches/pool").to_pylist()}
-    assert sketches["five megabytes"]["truncated"]
-    assert sketches["longer than the window"]["truncated"]
-    assert not sketches["control characters"]["truncated"]
+    usable = {f"{kind} {name}" for name in POISON for kind in ("parquet", "jsonl")} - reasons().keys()
+    assert len(usable) == 7
+    for table in ("embeddings", "group_influence"):
+        assert usable <= {row["example_id"] for row in pq.read_table(poisoned / table).to_pylist()}
+    sketches = {r["example_id"]: r for r in pq.read_table(poisoned / "sketches/pool").to_pylist()}
+    # Of equal contents the sample holds one: that of the id that comes first.
+    assert sketches["jsonl five megabytes"]["truncated"]
+    assert sketches["jsonl longer than the window"]["truncated"]
+    assert not sketches["jsonl control characters"]["truncated"]
 
 
-def test_the_report_survives_them(poisoned: tuple[Path, str]) -> None:
+def test_the_report_survives_them(poisoned: Path) -> None:
     """A control character in HTML, or five megabytes of it, would spoil the page for all others."""
-    html = (poisoned[0] / "report.html").read_bytes()
+    html = (poisoned / "report.html").read_bytes()
     assert b"\x00" not in html
     assert len(html) < 3_000_000
