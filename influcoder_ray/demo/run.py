@@ -19,8 +19,8 @@ from influcoder_ray.demo.weights import fetch_causal_lm, fetch_encoder
 # On two cores; only the time left that is shown depends on these.
 _EXPECTED_SECONDS = {
     "sample": 6.0,
-    "sketch": 105.0,
-    "distill": 85.0,
+    "sketch": 85.0,
+    "distill": 65.0,
     "embed": 30.0,
     "attribute": 4.0,
     "evaluate": 15.0,
@@ -76,9 +76,9 @@ def demo_settings(folder: Path, model: Path, encoder: Path) -> PipelineSettings:
             "model": {"path": str(model), "template": "plain", "max_tokens": 96, "tokens_per_batch": 768},
             "adapter": {"rank": 8},
             "sketch": {"width": 16384, "rows_per_unit": 48},
-            "sample": {"pool": 280, "validation_share": 0.15, "test_share": 0.3},
+            "sample": {"pool": 200, "validation_share": 0.15, "test_share": 0.3},
             "encoder": {"path": str(encoder), "max_tokens": 128},
-            "distill": {"epochs": 5, "learning_rate": 1e-4},
+            "distill": {"epochs": 4, "learning_rate": 1e-4},
             "evaluate": {"fidelity_examples": 8},
             "report": {"title": "What teaches a small model to answer Python questions"},
         },

@@ -73,7 +73,7 @@ def distilled(causal_lm: Path, tmp_path_factory: pytest.TempPathFactory) -> Pipe
     """The demo on a part of its sample: some two minutes on two cores."""
     folder = tmp_path_factory.mktemp("distilled")
     whole = demo_settings(folder, causal_lm, fetch_encoder(print)).model_dump(mode="json")
-    whole["sample"]["pool"] = 160
+    whole["sample"]["pool"] = 120
     whole["evaluate"]["fidelity_examples"] = 8
     settings = settings_from(whole, source="test")
     corpus, queries = demo_data()
