@@ -9,6 +9,7 @@ from typing import Any
 
 import ray.train
 from ray.train import Checkpoint
+from ray.train.torch import get_device
 
 from influcoder_ray.config import PipelineSettings
 from influcoder_ray.encoder.model import Encoder
@@ -30,7 +31,11 @@ def train_loop(config: dict[str, Any]) -> None:
     workers = Workers()
     folder = local_model_folder(settings.encoder.path, setting="encoder.path")
     spec = settings.encoder.model_copy(update={"path": folder})
-    encoder = Encoder.load(spec, prepare_device(config["threads"]))
+    device = prepare_device(config["threads"])
+    if device.type == "cuda":
+        # Ray Train shows every worker all GPUs of its machine, and tells which one is whose.
+        device = get_device()
+    encoder = Encoder.load(spec, device)
     queries, pool = (read_signals(settings, side, "train") for side in ("queries", "pool"))
     distillation = Distillation(
         encoder,
