@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import ray
 import sentence_transformers
 import yaml
 from material import file_hashes
@@ -207,3 +208,11 @@ def test_manifests_vouch_for_what_lies_there(finished: PipelineSettings) -> None
             data = (root / file["path"]).read_bytes()
             assert hashlib.sha256(data).hexdigest() == file["sha256"]
             assert len(data) == file["size_bytes"]
+
+
+def test_ray_data_reads_the_tables_as_they_are(finished: PipelineSettings) -> None:
+    """Whoever goes on with the vectors on the same cluster must not need our code to read them."""
+    read = ray.data.read_parquet(str(Path(finished.output) / "embeddings")).take_all()
+    stored = {row["example_id"]: row["embedding"] for row in table(finished, "embeddings")}
+    assert {row["example_id"] for row in read} == stored.keys()
+    assert all(np.array_equal(row["embedding"], stored[row["example_id"]]) for row in read)
