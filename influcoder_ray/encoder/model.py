@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig
+from transformers import AutoConfig, AutoModel, PretrainedConfig
 
 from influcoder_ray.encoder.specs import EncoderSpec
 from influcoder_ray.errors import UserError
 from influcoder_ray.examples import Example
 from influcoder_ray.examples.batching import token_batches
+from influcoder_ray.examples.tokenizer import load_tokenizer
 from influcoder_ray.examples.tokens import text_window
 
 Pooling = Literal["mean", "cls"]
@@ -44,7 +45,9 @@ class Encoder:
         """
         check_encoder(spec)
         model: nn.Module = AutoModel.from_pretrained(spec.path, dtype=torch.float32, use_safetensors=True)
-        return Encoder(model.to(device), _tokenizer(spec), _pooling(spec), spec)
+        return Encoder(
+            model.to(device), load_tokenizer(spec.path, setting="encoder.path"), _pooling(spec), spec
+        )
 
     @property
     def dimensions(self) -> int:
@@ -148,7 +151,7 @@ def check_encoder(spec: EncoderSpec) -> None:
         raise UserError(f"encoder.path: {spec.path} is an encoder-decoder; give an encoder alone")
     if not any(Path(spec.path).glob("*.safetensors")):
         raise UserError(f"encoder.path: {spec.path} holds no weights; give a folder with model.safetensors")
-    _tokenizer(spec)
+    load_tokenizer(spec.path, setting="encoder.path")
     _pooling(spec)
     positions = _positions(config)
     if positions is not None and spec.max_tokens > positions:
@@ -156,19 +159,6 @@ def check_encoder(spec: EncoderSpec) -> None:
             f"encoder.max_tokens: {spec.max_tokens} is more than the {positions} positions of {spec.path}; "
             f"give at most {positions}"
         )
-
-
-def _tokenizer(spec: EncoderSpec) -> Any:
-    none = UserError(f"encoder.path: {spec.path} holds no tokenizer; give a folder with tokenizer.json")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(spec.path)
-    except (ValueError, OSError) as error:
-        raise none from error
-    # Without its files some classes give a tokenizer that knows no word, and say nothing.
-    files = tokenizer.vocab_files_names.values()
-    if files and not any((Path(spec.path) / file).is_file() for file in (*files, "tokenizer.json")):
-        raise none
-    return tokenizer
 
 
 def _positions(config: PretrainedConfig) -> int | None:

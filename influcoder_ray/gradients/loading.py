@@ -2,11 +2,10 @@
 
 import os
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from influcoder_ray.errors import UserError
@@ -62,24 +61,6 @@ def skeleton(config: PretrainedConfig) -> nn.Module:
             f"model.path: a {config.model_type} is not a causal LM; give a decoder model"
         ) from error
     return model
-
-
-def load_tokenizer(spec: ModelSpec) -> Any:
-    """The model's tokenizer.
-
-    Raises:
-        UserError: the folder holds none.
-    """
-    none = UserError(f"model.path: {spec.path} holds no tokenizer; give a folder with tokenizer.json")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(spec.path, trust_remote_code=spec.trust_remote_code)
-    except (ValueError, OSError) as error:
-        raise none from error
-    # Without its files some classes give a tokenizer that knows no word, and say nothing.
-    files = tokenizer.vocab_files_names.values()
-    if files and not any((Path(spec.path) / file).is_file() for file in (*files, "tokenizer.json")):
-        raise none
-    return tokenizer
 
 
 def load_model(spec: ModelSpec, device: torch.device) -> nn.Module:

@@ -13,10 +13,11 @@ from torch.utils.hooks import RemovableHandle
 
 from influcoder_ray.examples import Example
 from influcoder_ray.examples.batching import token_batches
+from influcoder_ray.examples.tokenizer import load_tokenizer
 from influcoder_ray.examples.tokens import Tokens, loss_tokens, resolve_template
 from influcoder_ray.gradients.adapter import AdapterWeights, adapter_weights, find_targets
 from influcoder_ray.gradients.capture import Consumer, capturing
-from influcoder_ray.gradients.loading import load_config, load_model, load_tokenizer
+from influcoder_ray.gradients.loading import load_config, load_model
 from influcoder_ray.gradients.sketch import CountSketch
 from influcoder_ray.gradients.specs import AdapterSpec, ModelSpec
 
@@ -68,7 +69,8 @@ class Teacher:
         weights = adapter_weights(
             targets, adapter, seed=seed, device=device, dtype=getattr(torch, spec.dtype)
         )
-        return Teacher(model, load_tokenizer(spec), weights, spec)
+        tokenizer = load_tokenizer(spec.path, setting="model.path", trust_remote_code=spec.trust_remote_code)
+        return Teacher(model, tokenizer, weights, spec)
 
     @property
     def gradient_size(self) -> int:

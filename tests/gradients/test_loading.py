@@ -11,7 +11,8 @@ from tiny import build_causal_lm, build_encoder
 from transformers import BertConfig, BertLMHeadModel, DistilBertConfig, T5Config
 
 from influcoder_ray.errors import UserError
-from influcoder_ray.gradients.loading import load_config, load_tokenizer
+from influcoder_ray.examples.tokenizer import load_tokenizer
+from influcoder_ray.gradients.loading import load_config
 from influcoder_ray.gradients.specs import AdapterSpec, ModelSpec
 from influcoder_ray.gradients.teacher import Teacher
 
@@ -67,7 +68,7 @@ def test_a_folder_without_a_tokenizer_is_refused(family: str, tmp_path: Path) ->
     for file in tmp_path.glob("tokenizer*"):
         file.unlink()
     with pytest.raises(UserError, match="holds no tokenizer"):
-        load_tokenizer(ModelSpec(path=str(tmp_path)))
+        load_tokenizer(str(tmp_path), setting="model.path")
     assert "holds no tokenizer" in refusal(tmp_path)
 
 
