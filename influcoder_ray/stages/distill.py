@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from influcoder_ray.config import PipelineSettings
 from influcoder_ray.stages import sample, sketch
 from influcoder_ray.stages.display import Display
+from influcoder_ray.stages.folders import at_hand
 from influcoder_ray.stages.plan import StagePlan
 from influcoder_ray.tables.fingerprint import Fingerprint, model_identity
-from influcoder_ray.tables.models import local_model_folder
 from influcoder_ray.tables.place import Place
 from influcoder_ray.tables.state import Manifest, StageState
 
@@ -27,12 +27,11 @@ def check(settings: PipelineSettings) -> None:
     """
     from influcoder_ray.encoder.model import check_encoder
 
-    folder = local_model_folder(settings.encoder.path, setting="encoder.path")
-    check_encoder(settings.encoder.model_copy(update={"path": folder}))
+    check_encoder(at_hand(settings.encoder))
 
 
 def plan(settings: PipelineSettings) -> StagePlan:
-    folder = local_model_folder(settings.encoder.path, setting="encoder.path")
+    encoder = at_hand(settings.encoder)
     fingerprint = Fingerprint(
         {
             "stage": "distill",
@@ -42,8 +41,8 @@ def plan(settings: PipelineSettings) -> StagePlan:
                 "sample": sample.state(settings.root).finished().digest,
                 "sketch": sketch.state(settings.root).finished().digest,
             },
-            "encoder": settings.encoder.model_dump(mode="json", exclude={"path"})
-            | {"files": model_identity(Place(folder))},
+            "encoder": encoder.model_dump(mode="json", exclude={"path"})
+            | {"files": model_identity(Place(encoder.path))},
             "distill": settings.distill.model_dump(mode="json"),
         }
     )

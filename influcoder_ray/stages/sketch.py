@@ -4,12 +4,12 @@ from collections.abc import Mapping
 
 from influcoder_ray.config import PipelineSettings
 from influcoder_ray.errors import UserError
-from influcoder_ray.gradients.specs import SCHEME, AdapterSpec, ModelSpec, SketchSpec
+from influcoder_ray.gradients.specs import SCHEME, SketchSpec
 from influcoder_ray.stages import sample
 from influcoder_ray.stages.display import Display
+from influcoder_ray.stages.folders import at_hand
 from influcoder_ray.stages.plan import StagePlan
 from influcoder_ray.tables.fingerprint import Fingerprint, model_identity
-from influcoder_ray.tables.models import local_model_folder
 from influcoder_ray.tables.place import Place
 from influcoder_ray.tables.state import Manifest, StageState
 from influcoder_ray.tables.units import plan_units
@@ -27,18 +27,19 @@ def check(settings: PipelineSettings) -> None:
     Raises:
         UserError: the first of these.
     """
+    from influcoder_ray.examples.tokenizer import load_tokenizer
     from influcoder_ray.gradients.adapter import find_targets
-    from influcoder_ray.gradients.loading import load_config, load_tokenizer
+    from influcoder_ray.gradients.loading import load_config
 
-    model, adapter = _local_specs(settings)
+    model, adapter = at_hand(settings.model), at_hand(settings.adapter)
     find_targets(load_config(model), adapter)
-    tokenizer = load_tokenizer(model)
+    tokenizer = load_tokenizer(model.path, setting="model.path", trust_remote_code=model.trust_remote_code)
     if model.template == "chat" and not tokenizer.chat_template:
         raise UserError(f"model.template: {model.path} has no chat template; use plain or auto")
 
 
 def plan(settings: PipelineSettings) -> StagePlan:
-    model, adapter = _local_specs(settings)
+    model, adapter = at_hand(settings.model), at_hand(settings.adapter)
     sampled = sample.state(settings.root)
     fingerprint = Fingerprint(
         {
@@ -87,13 +88,3 @@ def plan(settings: PipelineSettings) -> StagePlan:
         )
 
     return StagePlan(record, fingerprint, tuple(u.unit_id for u in units), run)
-
-
-def _local_specs(settings: PipelineSettings) -> tuple[ModelSpec, AdapterSpec]:
-    """The model's and the adapter's specs with folders on this machine."""
-    model, adapter = settings.model, settings.adapter
-    model = model.model_copy(update={"path": local_model_folder(model.path, setting="model.path")})
-    if adapter.path:
-        folder = local_model_folder(adapter.path, setting="adapter.path")
-        adapter = adapter.model_copy(update={"path": folder})
-    return model, adapter

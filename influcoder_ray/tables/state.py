@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from influcoder_ray.errors import RunFailed, UserError
@@ -225,13 +226,20 @@ class StageState:
         with ThreadPoolExecutor(_THREADS) as threads:
             return list(threads.map(inspect, self.files(table)))
 
-    def read(self, table: str, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
-        """A whole table in memory: for tables that are small, or samples."""
+    def read(
+        self,
+        table: str,
+        schema: pa.Schema,
+        columns: Sequence[str] | None = None,
+        where: pc.Expression | None = None,
+    ) -> pa.Table:
+        """A table in memory, or the rows of it for which `where` holds, taken file by file."""
         fields = schema if columns is None else pa.schema([schema.field(name) for name in columns])
         parts = []
         for file in self.files(table):
             with (self.root / file.path).open() as stream:
-                parts.append(pq.ParquetFile(stream).read(columns=list(fields.names)))
+                rows = pq.ParquetFile(stream).read(columns=list(fields.names))
+            parts.append(rows if where is None else rows.filter(where))
         return pa.concat_tables(parts).cast(fields) if parts else fields.empty_table()
 
     def _complete(self) -> bool:

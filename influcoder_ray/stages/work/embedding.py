@@ -11,18 +11,17 @@ from influcoder_ray.encoder.specs import EncoderSpec
 from influcoder_ray.examples import ColumnSpec, Example
 from influcoder_ray.examples.columns import Unusable, examples_from_cells
 from influcoder_ray.examples.example import from_table
+from influcoder_ray.stages.folders import at_hand
 from influcoder_ray.stages.work.device import prepare_device
 from influcoder_ray.tables import schemas
 from influcoder_ray.tables.cells import read_cells
-from influcoder_ray.tables.models import local_model_folder
 from influcoder_ray.tables.state import Output, quarantine_table
 from influcoder_ray.tables.units import Unit, read_rows
 
 
 def load_encoder(spec: EncoderSpec, *, threads: int) -> Encoder:
     """The encoder of a folder, wherever that lies, on this worker's device."""
-    folder = local_model_folder(spec.path, setting="encoder.path")
-    return Encoder.load(spec.model_copy(update={"path": folder}), prepare_device(threads))
+    return Encoder.load(at_hand(spec), prepare_device(threads))
 
 
 class EmbedWork:

@@ -11,26 +11,16 @@ from influcoder_ray.examples.tokens import Tokens
 from influcoder_ray.gradients.sketch import CountSketch
 from influcoder_ray.gradients.specs import AdapterSpec, ModelSpec, SketchSpec
 from influcoder_ray.gradients.teacher import Sketches, Teacher
+from influcoder_ray.stages.folders import at_hand
 from influcoder_ray.stages.work.device import prepare_device
 from influcoder_ray.tables import schemas
-from influcoder_ray.tables.models import local_model_folder
 from influcoder_ray.tables.state import Output, quarantine_table
 from influcoder_ray.tables.units import Unit, read_rows
 
 
 def load_teacher(model: ModelSpec, adapter: AdapterSpec, *, seed: int, threads: int) -> Teacher:
     """The teacher on this worker's device, its folders fetched to this machine."""
-    model, adapter = local_specs(model, adapter)
-    return Teacher.load(model, adapter, seed=seed, device=prepare_device(threads))
-
-
-def local_specs(model: ModelSpec, adapter: AdapterSpec) -> tuple[ModelSpec, AdapterSpec]:
-    """The specs with folders on this machine."""
-    model = model.model_copy(update={"path": local_model_folder(model.path, setting="model.path")})
-    if adapter.path:
-        folder = local_model_folder(adapter.path, setting="adapter.path")
-        adapter = adapter.model_copy(update={"path": folder})
-    return model, adapter
+    return Teacher.load(at_hand(model), at_hand(adapter), seed=seed, device=prepare_device(threads))
 
 
 class SketchWork:

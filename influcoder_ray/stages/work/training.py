@@ -17,9 +17,9 @@ from influcoder_ray.encoder.specs import HISTORY
 from influcoder_ray.encoder.training import Distillation, Side
 from influcoder_ray.encoder.workers import Workers
 from influcoder_ray.evaluation.agreement import aggregated_rho, per_query_rho
+from influcoder_ray.stages.folders import at_hand
 from influcoder_ray.stages.signals import Signals, influence, read_signals
 from influcoder_ray.stages.work.device import prepare_device
-from influcoder_ray.tables.models import local_model_folder
 
 # Inside a checkpoint: the folder of the best encoder so far.
 BEST = "best"
@@ -29,18 +29,17 @@ def train_loop(config: dict[str, Any]) -> None:
     """What every Ray Train worker runs: epochs, each closed by validation and a checkpoint."""
     settings = PipelineSettings.model_validate(config["settings"])
     workers = Workers()
-    folder = local_model_folder(settings.encoder.path, setting="encoder.path")
-    spec = settings.encoder.model_copy(update={"path": folder})
     device = prepare_device(config["threads"])
     if device.type == "cuda":
         # Ray Train shows every worker all GPUs of its machine, and tells which one is whose.
         device = get_device()
-    encoder = Encoder.load(spec, device)
-    queries, pool = (read_signals(settings, side, "train") for side in ("queries", "pool"))
+    encoder = Encoder.load(at_hand(settings.encoder), device)
+    part = slice(workers.rank, None, workers.size)
+    queries, pool = (read_signals(settings, side, "train", part) for side in ("queries", "pool"))
     distillation = Distillation(
         encoder,
-        _side(encoder, queries, workers),
-        _side(encoder, pool, workers),
+        _side(encoder, queries),
+        _side(encoder, pool),
         settings.distill,
         seed=settings.seed,
         workers=workers,
@@ -98,11 +97,10 @@ def _report(
     shutil.rmtree(folder)
 
 
-def _side(encoder: Encoder, signals: Signals, workers: Workers) -> Side:
-    """The part of a side that this worker owns."""
-    mine = slice(workers.rank, None, workers.size)
-    windows, _ = encoder.windows(signals.examples[mine])
-    return Side(windows, signals.sketches[mine], len(signals))
+def _side(encoder: Encoder, signals: Signals) -> Side:
+    """A worker's part of a side, tokenized."""
+    windows, _ = encoder.windows(signals.examples)
+    return Side(windows, signals.sketches, signals.total)
 
 
 def _agreement(encoder: Encoder, queries: Signals, pool: Signals) -> dict[str, float]:
