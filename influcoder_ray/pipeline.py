@@ -58,7 +58,9 @@ def run(
 
         connect(address)
     (settings.root / SETTINGS).write_whole(settings.to_yaml().encode())
-    for stage in stages:
+    for stage in stages[: -len(missing)]:
+        display.say(f"{stage}: done already")
+    for stage in missing:
         started = time.monotonic()
         plan = _module(stage).plan(settings)
         plan.state.refuse_other(plan.fingerprint)

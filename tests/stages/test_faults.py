@@ -48,6 +48,17 @@ def when_some_units_are_done(output: Path, blow: Callable[[], None]) -> threadin
     return thread
 
 
+def start_driver(settings: PipelineSettings, file: Path) -> "subprocess.Popen[bytes]":
+    """A run in a process group of its own, so that it can be killed with all that it started."""
+    file.write_text(settings.to_yaml())
+    return subprocess.Popen(
+        [sys.executable, "-m", "influcoder_ray.cli", "run", str(file)],
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
 def kill_one_actor() -> None:
     ours = [
         p
@@ -74,13 +85,7 @@ def test_a_killed_driver_is_taken_up_where_it_stood(
 ) -> None:
     """A driver that dies must cost the units in hand, not the stage."""
     settings = make_settings(tmp_path / "run", sketch=UNITS)
-    (tmp_path / "settings.yaml").write_text(settings.to_yaml())
-    driver = subprocess.Popen(
-        [sys.executable, "-m", "influcoder_ray.cli", "run", str(tmp_path / "settings.yaml")],
-        start_new_session=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    driver = start_driver(settings, tmp_path / "settings.yaml")
     when_some_units_are_done(tmp_path / "run", lambda: os.killpg(driver.pid, signal.SIGKILL)).join()
     assert driver.wait() == -signal.SIGKILL
     survivors = {p: p.stat().st_mtime_ns for p in (tmp_path / "run/sketches").rglob("*.parquet")}
@@ -102,13 +107,7 @@ def test_a_killed_training_goes_on_from_its_last_checkpoint_to_the_same_encoder(
     pipeline.run(undisturbed, stages=stages, console=QUIET)
     settings = make_settings(tmp_path / "run", distill=epochs)
     pipeline.run(settings, stages=stages[:2], console=QUIET)
-    (tmp_path / "settings.yaml").write_text(settings.to_yaml())
-    driver = subprocess.Popen(
-        [sys.executable, "-m", "influcoder_ray.cli", "run", str(tmp_path / "settings.yaml")],
-        start_new_session=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    driver = start_driver(settings, tmp_path / "settings.yaml")
     deadline = time.monotonic() + 200
     while not list((tmp_path / "run").glob("_state/distill/train/*/checkpoint_manager_snapshot.json")):
         assert driver.poll() is None, "the run ended before its first checkpoint"
