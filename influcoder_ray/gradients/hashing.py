@@ -31,6 +31,13 @@ def hash_positions(first: int, count: int, key: tuple[int, int], device: torch.d
     return _permute(((mixed + key[1]) & _LOW_32) ^ high)
 
 
+def hash_bits(count: int, key: tuple[int, int], device: torch.device) -> Tensor:
+    """Single hashed bits as float32 (count,) of 0 and 1: each hash gives 32 of them."""
+    words = hash_positions(0, -(-count // 32), key, device)
+    bits = (words[:, None] >> torch.arange(32, device=device)) & 1
+    return bits.flatten()[:count].float()
+
+
 def uniform(count: int, key: tuple[int, int], bound: float, device: torch.device) -> Tensor:
     """Float32 numbers (count,), uniform in (-bound, bound)."""
     bits = hash_positions(0, count, key, device).double()

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from influcoder_ray.gradients.hashing import hash_positions, key_of, uniform
+from influcoder_ray.gradients.hashing import hash_bits, hash_positions, key_of, uniform
 
 CPU = torch.device("cpu")
 WORDS = st.integers(0, 2**32 - 1)
@@ -97,3 +97,11 @@ def test_uniform_numbers_never_change() -> None:
     """Prevents another adapter, and with it other gradients, under the same seed."""
     known = [-0.12250274419784546, 0.4784194231033325, 0.41929876804351807, 0.051499735563993454]
     assert uniform(4, key_of(3, "x"), 0.5, CPU).tolist() == known
+
+
+@given(st.integers(0, 100), WORDS, WORDS)
+@settings(max_examples=30, deadline=None)
+def test_single_bits_are_the_bits_of_the_hashes_in_order(count: int, low: int, high: int) -> None:
+    """Prevents a bit from being used twice, or a sign from changing with how many are asked for."""
+    bits = hash_bits(count, (low, high), CPU)
+    assert bits.tolist() == [hashed(i // 32, (low, high)) >> i % 32 & 1 for i in range(count)]
