@@ -8,6 +8,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from influcoder_ray.attribution.specs import InfluenceSpec
 from influcoder_ray.encoder.specs import DistillSpec, EncoderSpec
 from influcoder_ray.errors import UserError
 from influcoder_ray.examples import ColumnSpec
@@ -144,6 +145,9 @@ class PipelineSettings(Spec):
     )
     sketch: SketchStageSpec = Field(default=SketchStageSpec(), description="The sketch of gradients.")
     sample: SampleSpec = Field(default=SampleSpec(), description="The sample for exact influence.")
+    influence: InfluenceSpec = Field(
+        default=InfluenceSpec(), description="How exact influence is taken from sketches."
+    )
     distill: DistillSpec = Field(default=DistillSpec(), description="The training of the encoder.")
     embed: EmbedSpec = Field(default=EmbedSpec(), description="The embedding of the corpus.")
     attribute: AttributeSpec = Field(default=AttributeSpec(), description="The search.")
@@ -153,6 +157,15 @@ class PipelineSettings(Spec):
     max_quarantined: float = Field(
         default=0.25, ge=0, le=1, description="Share of unusable rows above which a stage fails."
     )
+
+    @model_validator(mode="after")
+    def _one_preconditioner(self) -> "PipelineSettings":
+        if self.adapter.optimizer_state is not None and self.influence.preconditioner != "none":
+            raise ValueError(
+                "adapter.optimizer_state preconditions the pool and influence.preconditioner both sides; "
+                "leave one of them out"
+            )
+        return self
 
     @property
     def root(self) -> Place:

@@ -12,13 +12,19 @@ from transformers import (
     BertConfig,
     BertModel,
     Gemma2Config,
+    Gemma3TextConfig,
+    GemmaConfig,
     GPT2Config,
     GPTNeoXConfig,
     LlamaConfig,
+    MistralConfig,
     Olmo2Config,
+    OlmoConfig,
     OPTConfig,
+    Phi3Config,
     PretrainedConfig,
     PreTrainedTokenizerFast,
+    Qwen2Config,
     Qwen3Config,
 )
 
@@ -136,8 +142,16 @@ _GROUPED: dict[str, Any] = _SIZES | {"num_key_value_heads": 2}
 
 CAUSAL_CONFIGS: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = {
     "llama": (LlamaConfig, _GROUPED),
+    # Biases on queries, keys and values.
+    "qwen2": (Qwen2Config, _GROUPED),
+    # A window of attention that most examples of the tests are longer than.
+    "mistral": (MistralConfig, _GROUPED | {"sliding_window": 4}),
+    # One linear layer for queries, keys and values.
+    "phi3": (Phi3Config, _GROUPED),
     "qwen3": (Qwen3Config, _GROUPED | {"head_dim": 8}),
+    "olmo": (OlmoConfig, _GROUPED | {"clip_qkv": 0.5}),
     "olmo2": (Olmo2Config, _GROUPED),
+    "gemma": (GemmaConfig, _GROUPED | {"head_dim": 8, "tie_word_embeddings": True}),
     "gemma2": (
         Gemma2Config,
         _GROUPED
@@ -149,6 +163,16 @@ CAUSAL_CONFIGS: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = {
             "attn_logit_softcapping": 1.0,
             "tie_word_embeddings": True,
             "attn_implementation": "eager",
+        },
+    ),
+    "gemma3": (
+        Gemma3TextConfig,
+        _GROUPED
+        | {
+            "head_dim": 8,
+            "sliding_window": 4,
+            "num_hidden_layers": 3,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
         },
     ),
     "gpt_neox": (GPTNeoXConfig, _SIZES),

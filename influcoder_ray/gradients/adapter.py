@@ -56,6 +56,10 @@ class AdapterWeights:
         """Numbers in this module's gradient: O R, and R I more where B is not zero."""
         return self.target.out_features * self.target.rank + (0 if self.b is None else self.a.numel())
 
+    def to(self, dtype: torch.dtype) -> "AdapterWeights":
+        """The same matrices in another number type."""
+        return AdapterWeights(self.target, self.a.to(dtype), None if self.b is None else self.b.to(dtype))
+
 
 def find_targets(config: PretrainedConfig, spec: AdapterSpec) -> list[TargetModule]:
     """The modules of a model that carry the adapter, in the model's order; reads no weights.

@@ -1,11 +1,11 @@
-"""Each example's own adapter gradient out of one backward pass over a padded batch.
+"""Each example's own adapter gradient out of one backward pass over a batch.
 
 Let x_t be a module's input, g_t the loss gradient at its output, t a token of one example. With
 y = W x + s B A x:
     dL/dB = s sum_t g_t (A x_t)^T   (O, R)
     dL/dA = s sum_t (B^T g_t) x_t^T (R, I)
 A forward hook keeps A x (and x where B is not zero) and a hook on the output's gradient does the
-sums over each row's tokens. Padding lies to the right, carries no loss, and so has g_t = 0.
+sums over each example's tokens. Padding carries no loss, and so has g_t = 0.
 A module has to see every token of the batch once, in order: some models fold rows and tokens into
 one axis, which is undone; a module that sees a selection of tokens, or works twice, is refused.
 """
@@ -19,63 +19,83 @@ from torch import Tensor, nn
 
 from influcoder_ray.errors import UserError
 from influcoder_ray.gradients.adapter import AdapterWeights
+from influcoder_ray.gradients.layout import Layout
 
-# (parameter name, gradients (N, rows, columns) float32): one call for each matrix of each module.
-Consumer = Callable[[str, Tensor], None]
+# (module name, "lora_B", gradients (N, R, O): dL/dB transposed) or (module name, "lora_A", (N, R, I)),
+# float32: one call for each matrix of each module. The side along R comes first since a product of
+# few rows by many is several times as fast as its transpose.
+Consumer = Callable[[str, str, Tensor], None]
 
 
 @contextmanager
 def capturing(
-    model: nn.Module, weights: Sequence[AdapterWeights], shape: tuple[int, int], consume: Consumer
-) -> Iterator[None]:
+    model: nn.Module, weights: Sequence[AdapterWeights], layout: Layout, consume: Consumer
+) -> Iterator[Callable[[], None]]:
     """While it lasts, one forward and backward pass hands every example's gradients to `consume`.
 
     A trained adapter's own term is added to the forward pass. Gradients are handed over module by
     module, as the backward pass reaches them, and can be dropped at once.
 
-    Args:
-        shape: (N, T) of the batch.
+    Yields:
+        A function to call between the two passes: what runs forward after it is a repetition, by
+        gradient checkpointing, of what was seen before.
 
     Raises:
         UserError: from the forward pass, where an adapted module does not see each token once.
     """
     modules = dict(model.named_modules())
-    seen: set[str] = set()
+    state = _Progress()
     handles = [
-        modules[w.target.name].register_forward_hook(_forward_hook(w, shape, seen, consume)) for w in weights
+        modules[w.target.name].register_forward_hook(_forward_hook(w, layout, state, consume))
+        for w in weights
     ]
     try:
-        yield
+        yield state.begin_backward
     finally:
         for handle in handles:
             handle.remove()
 
 
+class _Progress:
+    """Which modules the forward pass has been through, and whether it is over."""
+
+    def __init__(self) -> None:
+        self.seen: set[str] = set()
+        self.forward = True
+
+    def begin_backward(self) -> None:
+        self.forward = False
+
+
 def _forward_hook(
-    weights: AdapterWeights, shape: tuple[int, int], seen: set[str], consume: Consumer
+    weights: AdapterWeights, layout: Layout, progress: _Progress, consume: Consumer
 ) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
     target, a, b = weights.target, weights.a, weights.b
 
     def hook(_: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
         x: Tensor = inputs[0]
-        if target.name in seen or x.numel() != shape[0] * shape[1] * target.in_features:
+        if progress.forward and (
+            target.name in progress.seen or x.numel() != layout.size * target.in_features
+        ):
             raise UserError(
                 f"adapter.targets: {target.name} does not see every token of an example exactly once, so "
                 "that examples cannot be told apart in it; name targets without it"
             )
-        seen.add(target.name)
-        projected = x @ a.T
+        if b is None and (not progress.forward or not output.requires_grad):
+            return output
+        projected = (x.detach() if b is None else x) @ a.T
         if b is not None:
             output = output + target.scaling * (projected @ b.T)
-        if not output.requires_grad:
+        if not progress.forward or not output.requires_grad:
             return output
+        progress.seen.add(target.name)
         kept_projected = projected.detach()
         kept_x = x.detach() if b is not None else None
 
         def take(gradient: Tensor) -> None:
-            consume(f"{target.name}.lora_B", target.scaling * _outer_sums(gradient, kept_projected, shape))
+            consume(target.name, "lora_B", outer_sums(kept_projected, gradient, layout).mul_(target.scaling))
             if b is not None and kept_x is not None:
-                consume(f"{target.name}.lora_A", target.scaling * _outer_sums(gradient @ b, kept_x, shape))
+                consume(target.name, "lora_A", outer_sums(gradient @ b, kept_x, layout).mul_(target.scaling))
 
         output.register_hook(take)
         return output
@@ -83,7 +103,35 @@ def _forward_hook(
     return hook
 
 
-def _outer_sums(left: Tensor, right: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Sum over tokens of the outer products of (N, T, O) and (N, T, I): (N, O, I) in float32."""
-    left, right = left.reshape(*shape, -1), right.reshape(*shape, -1)
-    return torch.bmm(left.float().transpose(1, 2), right.float())
+def outer_sums(narrow: Tensor, wide: Tensor, layout: Layout) -> Tensor:
+    """Sums over each example's tokens of outer products: (N, R, O) in float32.
+
+    Args:
+        narrow: (rows, T, R), or with rows and tokens folded into one axis.
+        wide: (rows, T, O), likewise.
+    """
+    sizes = [run.count * run.length for run in layout.runs]
+    parts = zip(
+        layout.runs,
+        narrow.reshape(layout.size, -1).split(sizes),
+        wide.reshape(layout.size, -1).split(sizes),
+        strict=True,
+    )
+    sums = [
+        _products(
+            left.unflatten(0, (run.count, run.length)).transpose(1, 2),
+            right.unflatten(0, (run.count, run.length)),
+        )
+        for run, left, right in parts
+    ]
+    return sums[0] if len(sums) == 1 else torch.cat(sums)
+
+
+def _products(left: Tensor, right: Tensor) -> Tensor:
+    """Batched matrix products summed, and returned, in float32."""
+    if left.dtype == torch.float32:
+        return torch.bmm(left, right)
+    if left.is_cuda:
+        # Tensor cores add up 16-bit products in float32; this keeps what they have.
+        return torch.bmm(left, right, out_dtype=torch.float32)
+    return torch.bmm(left.float(), right.float())

@@ -1,11 +1,14 @@
 """A causal LM from its folder: its config, its bare structure, its frozen weights."""
 
 import os
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from influcoder_ray.errors import UserError
@@ -64,11 +67,51 @@ def skeleton(config: PretrainedConfig) -> nn.Module:
 
 
 def load_model(spec: ModelSpec, device: torch.device) -> nn.Module:
-    """The model in evaluation mode with frozen weights. Safetensors only: no pickle is loaded."""
+    """The model in evaluation mode with frozen weights. Safetensors only: no pickle is loaded.
+
+    Raises:
+        UserError: gradient checkpointing is asked of a model that has no layers marked for it.
+    """
     model: nn.Module = AutoModelForCausalLM.from_pretrained(
         spec.path,
-        dtype=getattr(torch, spec.dtype),
+        dtype=weights_dtype(spec),
         use_safetensors=True,
         trust_remote_code=spec.trust_remote_code,
     )
-    return model.to(device).eval().requires_grad_(False)
+    model.to(device, arithmetic_dtype(weights_dtype(spec), device))
+    if spec.gradient_checkpointing and not checkpoint_layers(model):
+        raise UserError(
+            f"model.gradient_checkpointing: {spec.path} has no layers that can be run again; leave it off"
+        )
+    return model.eval().requires_grad_(False)
+
+
+def weights_dtype(spec: ModelSpec) -> torch.dtype:
+    """The number type to which weights are rounded."""
+    return torch.bfloat16 if spec.dtype == "bfloat16" else torch.float32
+
+
+def arithmetic_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """The number type in which weights of a type are best computed with on a device.
+
+    A CPU without instructions for bfloat16 emulates it, several times slower than float32: there the
+    weights keep their rounded values and the arithmetic is float32.
+    """
+    if dtype is not torch.bfloat16 or device.type != "cpu":
+        return dtype
+    # Older versions of torch cannot tell; slow would be worse than exact.
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    has_bfloat16 = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return dtype if has_bfloat16 else torch.float32
+
+
+def checkpoint_layers(model: nn.Module) -> int:
+    """Let each of the model's layers keep its input alone and run again in the backward pass.
+
+    Returns how many layers there are. transformers' own switch works in training mode only, which
+    would bring dropout with it.
+    """
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    for layer in layers:
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
+    return len(layers)

@@ -2,13 +2,13 @@
 
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from influcoder_ray.examples.tokens import Template
 from influcoder_ray.spec import Spec
 
 # Named in every fingerprint: another way of hashing is another set of sketches.
-SCHEME = "countsketch-lowbias32-1"
+SCHEME = "countsketch-affine-blocks-1"
 
 
 class ModelSpec(Spec):
@@ -21,11 +21,23 @@ class ModelSpec(Spec):
         "auto (the chat template where the tokenizer has one).",
     )
     max_tokens: int = Field(default=1024, ge=8, description="The window: tokens of an example that are used.")
-    dtype: Literal["float32", "bfloat16"] = Field(
-        default="float32", description="Number type of the weights and activations."
+    dtype: Literal["float32", "tf32", "bfloat16"] = Field(
+        default="float32",
+        description="Number type of weights and activations; tf32 is float32 with faster, rounded products "
+        "on GPUs that have them.",
     )
     tokens_per_batch: int = Field(
         default=1024, ge=8, description="Tokens of one forward and backward pass, padding included."
+    )
+    layout: Literal["auto", "padded"] = Field(
+        default="auto",
+        description="How examples share a batch: auto packs them without padding where the model's "
+        "attention can keep them apart, padded gives each a row of its own.",
+    )
+    gradient_checkpointing: bool = Field(
+        default=False,
+        description="Keep each layer's input alone and run the layer again in the backward pass: a third "
+        "more arithmetic, a fraction of the memory.",
     )
     trust_remote_code: bool = Field(
         default=False, description="Run Python code that the model's folder brings; off unless asked for."
@@ -44,6 +56,17 @@ class AdapterSpec(Spec):
         default="all-linear",
         description="Modules that carry a fresh adapter, as peft reads it: all-linear, names, or a pattern.",
     )
+    optimizer_state: str | None = Field(
+        default=None,
+        description="File in a trained adapter's folder with Adam's state; pool gradients then become the "
+        "steps that Adam would take on them (LESS).",
+    )
+
+    @model_validator(mode="after")
+    def _state_of_a_trained_adapter(self) -> "AdapterSpec":
+        if self.optimizer_state is not None and self.path is None:
+            raise ValueError("optimizer_state is that of a trained adapter; give its folder as path")
+        return self
 
 
 class SketchSpec(Spec):

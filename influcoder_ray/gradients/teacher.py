@@ -1,45 +1,62 @@
 """The teacher: examples in, sketched loss gradients out."""
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
-from torch.utils.hooks import RemovableHandle
 
 from influcoder_ray.examples import Example
 from influcoder_ray.examples.batching import token_batches
 from influcoder_ray.examples.tokenizer import load_tokenizer
 from influcoder_ray.examples.tokens import Tokens, loss_tokens, resolve_template
 from influcoder_ray.gradients.adapter import AdapterWeights, adapter_weights, find_targets
-from influcoder_ray.gradients.capture import Consumer, capturing
-from influcoder_ray.gradients.loading import load_config, load_model
+from influcoder_ray.gradients.attention import why_not_packed
+from influcoder_ray.gradients.capture import Consumer
+from influcoder_ray.gradients.layout import lay_out
+from influcoder_ray.gradients.loading import load_config, load_model, weights_dtype
+from influcoder_ray.gradients.optimizer import OptimizerState
+from influcoder_ray.gradients.passes import run_passes
 from influcoder_ray.gradients.sketch import CountSketch
 from influcoder_ray.gradients.specs import AdapterSpec, ModelSpec
+
+# ("<module>.lora_A" or "<module>.lora_B", gradients (N, R, columns)) -> what stands for them, as large.
+Direction = Callable[[str, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Sketches:
     """Sketched gradients of N examples, in the order in which these were given.
 
-    `sketches` (N, D), `gradient_norms` (N,) of the unsketched gradients and `losses` (N,), the mean
-    loss of each example's labelled tokens in nats: float32.
+    Attributes:
+        sketches: (N, D) float32.
+        gradient_norms: (N,) float32, Euclidean norms of the unsketched gradients.
+        module_norms: (N, M) float32, the share that each adapted module has in them.
+        losses: (N,) float32, mean loss of each example's labelled tokens in nats.
+        faults: (N,) why a row cannot be used, or empty.
     """
 
     sketches: np.ndarray
     gradient_norms: np.ndarray
+    module_norms: np.ndarray
     losses: np.ndarray
+    faults: tuple[str, ...]
 
 
 class Teacher:
     """A frozen causal LM with a LoRA adapter that gives every example's own gradient.
 
-    The loss is the sum over examples of each one's mean over its labelled tokens, so that an
-    example's gradient does not depend on its neighbours.
+    Args:
+        weights: the adapter; with none, the model is run and nothing captured.
+        pool_direction: what stands for the gradients of pool examples, where these are not it.
+
+    Attributes:
+        layout: how examples lie in the model's input.
+        why_padded: what keeps them from being packed, where that was to be tried.
     """
 
     def __init__(
@@ -48,13 +65,19 @@ class Teacher:
         tokenizer: Any,
         weights: Sequence[AdapterWeights],
         spec: ModelSpec,
+        *,
+        pool_direction: Direction | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.weights = list(weights)
         self.spec = spec
+        self.pool_direction = pool_direction
         self.template = resolve_template(tokenizer, spec.template)
         self.device = next(model.parameters()).device
+        self.why_padded = why_not_packed(model) if spec.layout == "auto" else None
+        packed = spec.layout == "auto" and self.why_padded is None
+        self.layout: Literal["packed", "padded"] = "packed" if packed else "padded"
         self._tokens_per_batch = spec.tokens_per_batch
 
     @staticmethod
@@ -62,20 +85,34 @@ class Teacher:
         """Load model, tokenizer and adapter.
 
         Raises:
-            UserError: the folder holds no causal LM, or the adapter fits none of its modules.
+            UserError: the folder holds no causal LM, the adapter fits none of its modules, or the
+                optimizer state is that of another adapter.
         """
         targets = find_targets(load_config(spec), adapter)
         model = load_model(spec, device)
-        weights = adapter_weights(
-            targets, adapter, seed=seed, device=device, dtype=getattr(torch, spec.dtype)
-        )
+        weights = adapter_weights(targets, adapter, seed=seed, device=device, dtype=weights_dtype(spec))
+        dtype = next(model.parameters()).dtype
+        state = None
+        if adapter.path is not None and adapter.optimizer_state is not None:
+            state = OptimizerState.load(Path(adapter.path) / adapter.optimizer_state, targets, device=device)
         tokenizer = load_tokenizer(spec.path, setting="model.path", trust_remote_code=spec.trust_remote_code)
-        return Teacher(model, tokenizer, weights, spec)
+        return Teacher(
+            model,
+            tokenizer,
+            [w.to(dtype) for w in weights],
+            spec,
+            pool_direction=None if state is None else state.direction,
+        )
 
     @property
     def gradient_size(self) -> int:
         """Numbers in one example's gradient."""
         return sum(w.gradient_size for w in self.weights)
+
+    @property
+    def modules(self) -> list[str]:
+        """Names of the adapted modules (M,), in the model's order."""
+        return [w.target.name for w in self.weights]
 
     def tokens(self, examples: Sequence[Example]) -> list[Tokens]:
         """The tokens of examples inside this teacher's window."""
@@ -86,111 +123,130 @@ class Teacher:
         tokens: Sequence[Tokens],
         sketch: CountSketch,
         *,
+        direction: Direction | None = None,
         report: Callable[[int], None] = lambda rows: None,
     ) -> Sketches:
         """Sketched gradients of examples (N,), each with at least one labelled token.
 
         Args:
+            direction: what is sketched in the gradients' place; norms are the gradients' all the same.
             report: called with the number of examples done since the last call.
         """
+        columns = {name: column for column, name in enumerate(self.modules)}
         sketches = torch.zeros(len(tokens), sketch.width, device=self.device)
-        squares = torch.zeros(len(tokens), dtype=torch.float64, device=self.device)
+        squares = torch.zeros(len(tokens), len(columns), device=self.device)
         losses = torch.zeros(len(tokens), device=self.device)
 
         def batch(rows: list[int]) -> None:
-            index = torch.tensor(rows, device=self.device)
             part = torch.zeros(len(rows), sketch.width, device=self.device)
-            norms = torch.zeros(len(rows), dtype=torch.float64, device=self.device)
+            part_squares = torch.zeros(len(rows), len(columns), device=self.device)
 
-            def consume(name: str, gradients: Tensor) -> None:
-                sketch.add(part, gradients, name)
-                norms.add_(gradients.flatten(1).square().sum(1, dtype=torch.float64))
+            def consume(module: str, matrix: str, gradients: Tensor) -> None:
+                norms = torch.linalg.vector_norm(gradients, dim=(1, 2))
+                part_squares[:, columns[module]] += norms.square()
+                name = f"{module}.{matrix}"
+                sketch.add(part, direction(name, gradients) if direction else gradients, name)
 
+            loss = self._passes([tokens[row] for row in rows], consume)
             # Written only when the batch is through: one that runs out of memory is done again.
-            loss = self._backward([tokens[row] for row in rows], consume)
-            sketches[index], squares[index], losses[index] = part, norms, loss
+            index = torch.tensor(rows, device=self.device)
+            sketches[index], squares[index], losses[index] = part, part_squares, loss
             report(len(rows))
 
-        self._in_batches([len(t.ids) for t in tokens], batch)
-        return Sketches(sketches.cpu().numpy(), squares.sqrt().float().cpu().numpy(), losses.cpu().numpy())
+        too_large = self._in_batches([len(t.ids) for t in tokens], batch)
+        found = Sketches(
+            sketches=sketches.cpu().numpy(),
+            gradient_norms=squares.double().sum(1).sqrt().float().cpu().numpy(),
+            module_norms=squares.sqrt().cpu().numpy(),
+            losses=losses.cpu().numpy(),
+            faults=(),
+        )
+        return replace(found, faults=_faults(found, too_large))
 
-    def gradients(self, tokens: Sequence[Tokens]) -> np.ndarray:
+    def gradients(self, tokens: Sequence[Tokens], *, direction: Direction | None = None) -> np.ndarray:
         """Exact gradients (N, G) float32 of a handful of examples: G numbers each, unsketched.
 
-        Modules follow each other in the model's order, B before A.
+        Modules follow each other in the model's order, B (O, R) before A (R, I), as rows.
+
+        Args:
+            direction: what is returned in the gradients' place.
+
+        Raises:
+            torch.OutOfMemoryError: an example alone is too large for the device.
         """
         gradients = np.zeros((len(tokens), self.gradient_size), dtype=np.float32)
 
         def batch(rows: list[int]) -> None:
-            parts: dict[str, Tensor] = {}
-            self._backward([tokens[row] for row in rows], parts.__setitem__)
-            names = [f"{w.target.name}.{side}" for w in self.weights for side in ("lora_B", "lora_A")]
-            gradients[rows] = torch.cat([parts[n].flatten(1) for n in names if n in parts], 1).cpu().numpy()
+            parts: dict[tuple[str, str], Tensor] = {}
 
-        self._in_batches([len(t.ids) for t in tokens], batch)
+            def consume(module: str, matrix: str, part: Tensor) -> None:
+                part = direction(f"{module}.{matrix}", part) if direction else part
+                parts[module, matrix] = part.transpose(1, 2) if matrix == "lora_B" else part
+
+            self._passes([tokens[row] for row in rows], consume)
+            order = [(name, matrix) for name in self.modules for matrix in ("lora_B", "lora_A")]
+            gradients[rows] = (
+                torch.cat([parts[key].flatten(1) for key in order if key in parts], 1).cpu().numpy()
+            )
+
+        too_large = self._in_batches([len(t.ids) for t in tokens], batch)
+        if too_large:
+            raise torch.OutOfMemoryError(f"example {too_large[0]} alone is too large for {self.device}")
         return gradients
 
-    def _in_batches(self, lengths: Sequence[int], batch: Callable[[list[int]], None]) -> None:
-        """Run `batch` over rows by token budget; out of memory halves the budget and goes on."""
-        pending = list(range(len(lengths)))
+    def _passes(self, tokens: Sequence[Tokens], consume: Consumer) -> Tensor:
+        layout = lay_out(tokens, packed=self.layout == "packed", device=self.device)
+        with _products("high" if self.spec.dtype == "tf32" else "highest"):
+            return run_passes(self.model, self.weights, layout, consume)
+
+    def _in_batches(self, lengths: Sequence[int], batch: Callable[[list[int]], None]) -> list[int]:
+        """Run `batch` over rows by token budget; out of memory halves the budget and goes on.
+
+        Returns:
+            Rows that run out of memory alone.
+        """
+        pending, too_large = list(range(len(lengths))), []
         while pending:
             finished: set[int] = set()
-            for group in token_batches([lengths[row] for row in pending], self._tokens_per_batch):
+            groups = token_batches(
+                [lengths[row] for row in pending], self._tokens_per_batch, packed=self.layout == "packed"
+            )
+            for group in groups:
                 rows = [pending[position] for position in group]
                 try:
                     batch(rows)
                 except torch.OutOfMemoryError:
-                    if len(rows) == 1:
-                        raise
-                    self._tokens_per_batch //= 2
-                    break
+                    if len(rows) > 1:
+                        self._tokens_per_batch //= 2
+                        break
+                    too_large += rows
                 finished.update(rows)
             pending = [row for row in pending if row not in finished]
-
-    def _backward(self, tokens: Sequence[Tokens], consume: Consumer) -> Tensor:
-        """One forward and backward pass; returns each row's loss (N,).
-
-        No attention mask is passed: padding lies to the right, where causal attention never looks.
-        """
-        longest = max(len(t.ids) for t in tokens)
-        ids = torch.zeros(len(tokens), longest, dtype=torch.long)
-        labelled = torch.zeros(len(tokens), longest, dtype=torch.bool)
-        for row, t in enumerate(tokens):
-            ids[row, : len(t.ids)] = torch.tensor(t.ids)
-            # The logits that predict token i stand at position i - 1.
-            labelled[row, t.labelled_from - 1 : len(t.ids) - 1] = True
-        targets = ids.roll(-1, dims=1)[labelled].to(self.device)
-        counts = labelled.sum(1).to(self.device)
-        owner = torch.repeat_interleave(torch.arange(len(tokens), device=self.device), counts)
-        with ExitStack() as stack:
-            stack.enter_context(capturing(self.model, self.weights, (len(tokens), longest), consume))
-            stack.enter_context(_activations_require_gradients(self.model))
-            stack.enter_context(_logits_only_at(self.model, labelled.to(self.device)))
-            stack.enter_context(torch.enable_grad())
-            logits = self.model(input_ids=ids.to(self.device), use_cache=False).logits[0]
-            token_losses = functional.cross_entropy(logits.float(), targets, reduction="none")
-            losses = torch.zeros(len(tokens), device=self.device).index_add(0, owner, token_losses) / counts
-            losses.sum().backward()
-        return losses.detach()
+        return too_large
 
 
-def _activations_require_gradients(model: nn.Module) -> RemovableHandle:
-    """While it lasts, activations carry gradients though every weight is frozen."""
-    embedding = model.get_input_embeddings()  # type: ignore[operator]
-    handle: RemovableHandle = embedding.register_forward_hook(
-        lambda _module, _inputs, output: output.requires_grad_()
+@contextmanager
+def _products(precision: str) -> Iterator[None]:
+    """While it lasts, float32 products are formed at torch's named precision: "high" allows TF32."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _faults(sketches: Sketches, too_large: Sequence[int]) -> tuple[str, ...]:
+    """Why each row (N,) cannot be used; empty where it can."""
+    finite = np.isfinite(sketches.sketches).all(axis=1) & np.isfinite(sketches.gradient_norms)
+    zero = (sketches.sketches == 0).all(axis=1)
+    return tuple(
+        "does not fit the device's memory"
+        if row in too_large
+        else "gradient is not finite"
+        if not finite[row]
+        else "gradient is zero"
+        if zero[row]
+        else ""
+        for row in range(len(finite))
     )
-    return handle
-
-
-def _logits_only_at(model: nn.Module, labelled: Tensor) -> RemovableHandle:
-    """While it lasts, the output head sees labelled positions (N, T) only, as one row of them.
-
-    The whole vocabulary's logits at every position would be the largest tensor of all. The model's
-    own forward goes on from there, with whatever scaling or capping of logits it has.
-    """
-    head = model.get_output_embeddings()  # type: ignore[operator]
-    handle: RemovableHandle = head.register_forward_pre_hook(
-        lambda _module, inputs: (inputs[0][labelled].unsqueeze(0),)
-    )
-    return handle

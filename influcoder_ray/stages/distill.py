@@ -43,6 +43,7 @@ def plan(settings: PipelineSettings) -> StagePlan:
             },
             "encoder": encoder.model_dump(mode="json", exclude={"path"})
             | {"files": model_identity(Place(encoder.path))},
+            "influence": settings.influence.model_dump(mode="json"),
             "distill": settings.distill.model_dump(mode="json"),
         }
     )

@@ -27,6 +27,7 @@ def plan(settings: PipelineSettings) -> StagePlan:
                 "sketch": sketch.state(settings.root).finished().digest,
                 "distill": distill.state(settings.root).finished().digest,
             },
+            "influence": settings.influence.model_dump(mode="json"),
             "evaluate": settings.evaluate.model_dump(mode="json"),
         }
     )

@@ -1,10 +1,11 @@
 """The teacher's signals of one split: examples and their sketches, matched and in a fixed order."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow.compute as pc
 
+from influcoder_ray.attribution.preconditioning import MixedHessian
 from influcoder_ray.config import PipelineSettings
 from influcoder_ray.examples import Example
 from influcoder_ray.examples.example import from_table
@@ -17,7 +18,8 @@ from influcoder_ray.tables.arrays import sketch_matrix
 class Signals:
     """Examples (N,) of one side and split with their unit-length sketches (N, D).
 
-    `total` counts the examples of the whole split, of which these may be a part.
+    The sketches are as stored, or what `preconditioned` has made of them. `total` counts the examples
+    of the whole split, of which these may be a part.
     """
 
     examples: list[Example]
@@ -49,10 +51,41 @@ def read_signals(settings: PipelineSettings, side: str, split: str, part: slice 
     return Signals([by_hash[h] for h in mine], sketch_matrix(sketches), len(hashes))
 
 
+def fit_preconditioner(settings: PipelineSettings) -> MixedHessian | None:
+    """The mixed Hessian of the training sketches of both sides, or None where the settings want none.
+
+    None reads nothing. Else the caller holds every training sketch at float32, 4 D bytes each, however
+    many workers share the training: one of them alone cannot know what all queries have in common.
+    Validation and test examples have no part in it.
+    """
+    if settings.influence.preconditioner == "none":
+        return None
+    queries, pool = (_training_sketches(settings, side) for side in ("queries", "pool"))
+    return MixedHessian.fit(
+        queries, pool, mixing=settings.influence.mixing, damping=settings.influence.damping
+    )
+
+
+def preconditioned(signals: Signals, preconditioner: MixedHessian | None) -> Signals:
+    """The signals with their sketches as influence compares them; the same ones without preconditioner."""
+    if preconditioner is None:
+        return signals
+    return replace(signals, sketches=preconditioner.apply(signals.sketches))
+
+
 def influence(queries: Signals, pool: Signals) -> np.ndarray:
     """Exact influence by sketches: the cosines (Q, P) float32 of queries' and pool's sketches."""
     left, right = (_unit(side.sketches) for side in (queries, pool))
     return np.asarray(left @ right.T, dtype=np.float32)
+
+
+def _training_sketches(settings: PipelineSettings, side: str) -> np.ndarray:
+    """The sketches (N, D) float32 of a side's training examples in their own length."""
+    schema = schemas.sketches(settings.sketch.width, settings.sketch.dtype)
+    rows = sketch.state(settings.root).read(f"sketches/{side}", schema, where=pc.field("split") == "train")
+    rows = rows.sort_by("content_hash")
+    norms = rows["sketch_norm"].to_numpy()[:, None]
+    return np.asarray(sketch_matrix(rows) * norms, dtype=np.float32)
 
 
 def _unit(sketches: np.ndarray) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Sketch: every sampled example's loss gradient, by the teacher, as a CountSketch."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from influcoder_ray.config import PipelineSettings
 from influcoder_ray.errors import UserError
@@ -30,9 +31,12 @@ def check(settings: PipelineSettings) -> None:
     from influcoder_ray.examples.tokenizer import load_tokenizer
     from influcoder_ray.gradients.adapter import find_targets
     from influcoder_ray.gradients.loading import load_config
+    from influcoder_ray.gradients.optimizer import OptimizerState
 
     model, adapter = at_hand(settings.model), at_hand(settings.adapter)
-    find_targets(load_config(model), adapter)
+    targets = find_targets(load_config(model), adapter)
+    if adapter.path is not None and adapter.optimizer_state is not None:
+        OptimizerState.load(Path(adapter.path) / adapter.optimizer_state, targets)
     tokenizer = load_tokenizer(model.path, setting="model.path", trust_remote_code=model.trust_remote_code)
     if model.template == "chat" and not tokenizer.chat_template:
         raise UserError(f"model.template: {model.path} has no chat template; use plain or auto")
@@ -82,6 +86,7 @@ def plan(settings: PipelineSettings) -> StagePlan:
             "sketch": SketchSpec(width=settings.sketch.width, dtype=settings.sketch.dtype),
             "seed": settings.seed,
             "threads": reservation.threads,
+            "pool_table": POOL,
         }
         return run_units(
             WorkPlan(record, units, SketchWork, arguments), fingerprint, reservation, display, "examples"

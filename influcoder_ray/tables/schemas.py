@@ -71,7 +71,8 @@ def sketches(width: int, dtype: str) -> pa.Schema:
 
     `sketch` holds the unit-length sketch as little-endian bytes (`numpy.frombuffer(cell, dtype)`):
     written an order of magnitude faster than a list of numbers. Multiply by `sketch_norm` for the
-    sketch itself. Width and dtype stand in the schema's metadata.
+    sketch itself. `module_norms` are the gradient's norms on each adapted module, in the model's order.
+    Width and dtype stand in the schema's metadata.
     """
     item_bytes = {"float16": 2, "float32": 4}[dtype]
     return pa.schema(
@@ -82,6 +83,7 @@ def sketches(width: int, dtype: str) -> pa.Schema:
             pa.field("sketch", pa.binary(width * item_bytes), nullable=False),
             pa.field("sketch_norm", pa.float32(), nullable=False),
             pa.field("gradient_norm", pa.float32(), nullable=False),
+            pa.field("module_norms", pa.list_(pa.float32()), nullable=False),
             pa.field("loss", pa.float32(), nullable=False),
             pa.field("tokens", pa.int32(), nullable=False),
             pa.field("labelled_tokens", pa.int32(), nullable=False),

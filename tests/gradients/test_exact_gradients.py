@@ -19,6 +19,9 @@ from influcoder_ray.examples import Example
 from influcoder_ray.examples.tokens import Tokens
 from influcoder_ray.gradients.adapter import AdapterWeights, TargetModule, adapter_weights, find_targets
 from influcoder_ray.gradients.capture import capturing
+from influcoder_ray.gradients.layout import lay_out
+from influcoder_ray.gradients.loading import checkpoint_layers
+from influcoder_ray.gradients.sketch import CountSketch
 from influcoder_ray.gradients.specs import AdapterSpec, ModelSpec
 from influcoder_ray.gradients.teacher import Teacher
 
@@ -41,9 +44,13 @@ class NoTokenizer:
 
 
 def teacher_of(
-    model: torch.nn.Module, weights: Sequence[AdapterWeights], tokens_per_batch: int = 40
+    model: torch.nn.Module,
+    weights: Sequence[AdapterWeights],
+    tokens_per_batch: int = 40,
+    layout: str = "auto",
 ) -> Teacher:
-    return Teacher(model, NoTokenizer(), weights, ModelSpec(path="-", tokens_per_batch=tokens_per_batch))
+    spec = ModelSpec(path="-", tokens_per_batch=tokens_per_batch, layout=layout)
+    return Teacher(model, NoTokenizer(), weights, spec)
 
 
 def some_tokens(lengths: Sequence[tuple[int, int]], vocabulary: int = 470) -> list[Tokens]:
@@ -111,16 +118,17 @@ def relative_errors(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("family", CAUSAL_CONFIGS)
 def test_with_a_fresh_adapter_each_gradient_is_autograds_own(family: str) -> None:
-    """Prevents padding, neighbours, biases or capped logits from changing an example's gradient."""
+    """Prevents padding, packing, neighbours, biases or capped logits from changing a gradient."""
     model = causal_lm(causal_config(family))
     spec = AdapterSpec(rank=4)
     weights = adapter_weights(find_targets(model.config, spec), spec, seed=1, device=CPU, dtype=torch.float32)
     tokens = some_tokens(LENGTHS)
     peft_model = peft_with_fresh(model, weights, r=4, lora_alpha=8, target_modules="all-linear")
     expected, _ = alone_through_peft(peft_model, weights, tokens)
-    found = teacher_of(model, weights).gradients(tokens)
-    assert found.dtype == np.float32
-    assert relative_errors(found, expected).max() <= TOLERANCE
+    for layout in ("auto", "padded"):
+        found = teacher_of(model, weights, layout=layout).gradients(tokens)
+        assert found.dtype == np.float32
+        assert relative_errors(found, expected).max() <= TOLERANCE
 
 
 @pytest.mark.parametrize("family", CAUSAL_CONFIGS)
@@ -132,7 +140,42 @@ def test_with_a_trained_adapter_each_gradient_is_autograds_own(family: str, tmp_
     tokens = some_tokens(LENGTHS)
     peft_model = PeftModel.from_pretrained(copy.deepcopy(model), tmp_path, is_trainable=True)
     expected, _ = alone_through_peft(peft_model, weights, tokens)
-    assert relative_errors(teacher_of(model, weights).gradients(tokens), expected).max() <= TOLERANCE
+    for layout in ("auto", "padded"):
+        found = teacher_of(model, weights, layout=layout).gradients(tokens)
+        assert relative_errors(found, expected).max() <= TOLERANCE
+
+
+@pytest.mark.parametrize("family", CAUSAL_CONFIGS)
+def test_all_families_pack_but_those_that_cap_their_attention(family: str) -> None:
+    """Prevents padding, and the time it costs, from coming back unnoticed with another transformers."""
+    teacher = teacher_of(causal_lm(causal_config(family)), [])
+    if family == "gemma2":
+        assert (teacher.layout, teacher.why_padded) == ("padded", "the model caps its attention")
+    else:
+        assert (teacher.layout, teacher.why_padded) == ("packed", None)
+
+
+@pytest.mark.parametrize("layout", ["auto", "padded"])
+@pytest.mark.parametrize("kind", ["fresh", "trained"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3"])
+def test_running_layers_again_in_the_backward_pass_changes_no_gradient(
+    family: str, kind: str, layout: str, tmp_path: Path
+) -> None:
+    """Prevents a layer's second run from being taken for another use of it, or from losing its adapter."""
+    model = causal_lm(causal_config(family))
+    spec = AdapterSpec(rank=2)
+    if kind == "trained":
+        spec = trained_adapter(model, tmp_path, r=2, target_modules="all-linear")
+    weights = adapter_weights(find_targets(model.config, spec), spec, seed=1, device=CPU, dtype=torch.float32)
+    tokens = some_tokens(LENGTHS)
+    expected = teacher_of(model, weights, layout=layout).gradients(tokens)
+    runs = []
+    model.get_submodule(weights[0].target.name).register_forward_hook(lambda *_: runs.append(0))
+    assert checkpoint_layers(model) == model.config.num_hidden_layers
+    found = teacher_of(model, weights, tokens_per_batch=1000, layout=layout)
+    runs.clear()
+    assert relative_errors(found.gradients(tokens), expected).max() <= TOLERANCE
+    assert len(runs) == 2, "the layer did not run again, so nothing was proved"
 
 
 @pytest.mark.parametrize(
@@ -217,14 +260,18 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Llama:
     return model, weights, tokens, alone_through_peft(peft_model, weights, tokens)[0]
 
 
-@given(st.lists(st.integers(0, len(LENGTHS) - 1), min_size=1, max_size=12), st.integers(8, 300))
-@settings(max_examples=40, deadline=None)
-def test_neighbours_padding_order_and_budget_do_not_touch_a_gradient(
-    llama: Llama, rows: list[int], tokens_per_batch: int
+@given(
+    st.lists(st.integers(0, len(LENGTHS) - 1), min_size=1, max_size=12),
+    st.integers(8, 300),
+    st.sampled_from(["auto", "padded"]),
+)
+@settings(max_examples=1000, deadline=None)
+def test_neighbours_padding_packing_order_and_budget_do_not_touch_a_gradient(
+    llama: Llama, rows: list[int], tokens_per_batch: int, layout: str
 ) -> None:
     """Prevents influence that depends on which examples happened to share a batch."""
     model, weights, tokens, expected = llama
-    found = teacher_of(model, weights, tokens_per_batch).gradients([tokens[row] for row in rows])
+    found = teacher_of(model, weights, tokens_per_batch, layout).gradients([tokens[row] for row in rows])
     assert relative_errors(found, expected[rows]).max() <= TOLERANCE
 
 
@@ -240,7 +287,7 @@ def test_losses_equal_those_of_the_model_itself(family: str) -> None:
     losses = []
     teacher = teacher_of(model, weights, 60)
     for start in range(0, len(tokens), 3):
-        losses += teacher._backward(tokens[start : start + 3], lambda name, gradients: None).tolist()
+        losses += teacher.sketch(tokens[start : start + 3], CountSketch(1024, 0)).losses.tolist()
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
 
 
@@ -278,15 +325,16 @@ def test_a_module_that_does_not_see_each_token_once_is_refused(way: str) -> None
     model = Folding(way)
     weights = [AdapterWeights(TargetModule("linear", 4, 4, 2, 1.0), torch.randn(2, 4), None)]
     x = torch.randn(3, 5, 4, requires_grad=True)
+    layout = lay_out(some_tokens([(5, 1)] * 3), packed=False, device=CPU)
     shapes = []
     if way == "folded":
-        with capturing(model, weights, (3, 5), lambda name, gradients: shapes.append(gradients.shape)):
+        with capturing(model, weights, layout, lambda *found: shapes.append(found[2].shape)):
             model(x).sum().backward()
-        assert shapes == [(3, 4, 2)]
+        assert shapes == [(3, 2, 4)]
         return
     with (
         pytest.raises(UserError, match=r"linear does not see every token"),
-        capturing(model, weights, (3, 5), lambda name, gradients: None),
+        capturing(model, weights, layout, lambda *found: None),
     ):
         model(x)
     assert not model.linear._forward_hooks

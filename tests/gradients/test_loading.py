@@ -12,7 +12,7 @@ from transformers import BertConfig, BertLMHeadModel, DistilBertConfig, T5Config
 
 from influcoder_ray.errors import UserError
 from influcoder_ray.examples.tokenizer import load_tokenizer
-from influcoder_ray.gradients.loading import load_config
+from influcoder_ray.gradients.loading import arithmetic_dtype, load_config
 from influcoder_ray.gradients.specs import AdapterSpec, ModelSpec
 from influcoder_ray.gradients.teacher import Teacher
 
@@ -127,3 +127,45 @@ def test_code_in_a_models_folder_is_not_run_unless_asked_for(
     spec = ModelSpec(path=str(copied), trust_remote_code=True)
     teacher = Teacher.load(spec, AdapterSpec(rank=2), seed=0, device=torch.device("cpu"))
     assert type(teacher.model).__name__ == "OwnForCausalLM"
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [
+        ({"avx512_bf16": True, "amx_bf16": False}, torch.bfloat16),
+        ({"avx512_bf16": False, "amx_bf16": True}, torch.bfloat16),
+        ({"avx2": True, "avx512_bf16": False}, torch.float32),
+        ({}, torch.float32),
+    ],
+)
+def test_bfloat16_is_computed_with_on_a_cpu_only_where_it_has_instructions_for_it(
+    capabilities: dict[str, bool], expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prevents arithmetic that is emulated, several times slower than float32."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    cpu = torch.device("cpu")
+    assert arithmetic_dtype(torch.bfloat16, cpu) is expected
+    assert arithmetic_dtype(torch.float32, cpu) is torch.float32
+    assert arithmetic_dtype(torch.bfloat16, torch.device("cuda")) is torch.bfloat16
+
+
+def test_a_cpu_without_bfloat16_computes_with_the_same_rounded_weights(
+    causal_lm_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prevents a fallback that explains another model than the one that was asked for."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
+    spec = ModelSpec(path=str(causal_lm_folder), dtype="bfloat16")
+    teacher = Teacher.load(spec, AdapterSpec(rank=2), seed=0, device=torch.device("cpu"))
+    numbers = [*teacher.model.parameters(), *(w.a for w in teacher.weights)]
+    assert {n.dtype for n in numbers} == {torch.float32}
+    assert all(torch.equal(n, n.bfloat16().float()) for n in numbers)
+
+
+def test_gradient_checkpointing_is_refused_where_there_are_no_layers_for_it(
+    causal_lm_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prevents a setting that saves no memory and says nothing."""
+    monkeypatch.setattr("influcoder_ray.gradients.loading.GradientCheckpointingLayer", torch.nn.Bilinear)
+    spec = ModelSpec(path=str(causal_lm_folder), gradient_checkpointing=True)
+    with pytest.raises(UserError, match=r"model\.gradient_checkpointing: .* no layers that can be run again"):
+        Teacher.load(spec, AdapterSpec(rank=2), seed=0, device=torch.device("cpu"))

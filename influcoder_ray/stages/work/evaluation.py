@@ -12,7 +12,13 @@ from influcoder_ray.evaluation.baselines import random_summary, tfidf_scores
 from influcoder_ray.evaluation.fidelity import sketch_fidelity
 from influcoder_ray.evaluation.splits import audit_splits
 from influcoder_ray.stages import distill, sample
-from influcoder_ray.stages.signals import Signals, influence, read_signals
+from influcoder_ray.stages.signals import (
+    Signals,
+    fit_preconditioner,
+    influence,
+    preconditioned,
+    read_signals,
+)
 from influcoder_ray.stages.work.embedding import load_encoder
 from influcoder_ray.stages.work.sketching import load_teacher
 from influcoder_ray.tables import schemas
@@ -29,7 +35,8 @@ def evaluate(settings: PipelineSettings, threads: int, board: Any) -> tuple[dict
         board.set.remote("parts", next(steps), note)
 
     queries, pool = (read_signals(settings, side, "test") for side in ("queries", "pool"))
-    exact = influence(queries, pool)
+    preconditioner = fit_preconditioner(settings)
+    exact = influence(preconditioned(queries, preconditioner), preconditioned(pool, preconditioner))
     say("the distilled encoder")
     distilled = settings.encoder.model_copy(update={"path": (settings.root / distill.ENCODER).uri})
     scores = {"encoder": _encoder_scores(distilled, queries, pool, threads)}
@@ -98,6 +105,9 @@ def _fidelity(
         return None
     say("exact gradients of a few examples")
     teacher = load_teacher(settings.model, settings.adapter, seed=settings.seed, threads=threads)
-    examples = queries.examples[:count] + pool.examples[:count]
-    sketches = np.concatenate([queries.sketches[:count], pool.sketches[:count]]).astype(np.float32)
-    return sketch_fidelity(teacher.gradients(teacher.tokens(examples)), sketches)
+    exact = [
+        teacher.gradients(teacher.tokens(side.examples[:count]), direction=direction)
+        for side, direction in ((queries, None), (pool, teacher.pool_direction))
+    ]
+    sketches = [side.sketches[:count].astype(np.float32) for side in (queries, pool)]
+    return sketch_fidelity(np.concatenate(exact), np.concatenate(sketches))

@@ -27,8 +27,15 @@ class SketchWork:
     """Holds the teacher and sketches units of the sample."""
 
     def __init__(
-        self, model: ModelSpec, adapter: AdapterSpec, sketch: SketchSpec, seed: int, threads: int
+        self,
+        model: ModelSpec,
+        adapter: AdapterSpec,
+        sketch: SketchSpec,
+        seed: int,
+        threads: int,
+        pool_table: str,
     ) -> None:
+        self._pool_table = pool_table
         self._teacher = load_teacher(model, adapter, seed=seed, threads=threads)
         self._sketch = CountSketch(sketch.width, seed)
         self._schema = schemas.sketches(sketch.width, sketch.dtype)
@@ -41,9 +48,14 @@ class SketchWork:
         examples = from_table(rows)
         tokens = self._teacher.tokens(examples)
         with_loss = [i for i, t in enumerate(tokens) if t.labelled > 0]
-        sketches = self._teacher.sketch([tokens[i] for i in with_loss], self._sketch, report=report)
+        sketches = self._teacher.sketch(
+            [tokens[i] for i in with_loss],
+            self._sketch,
+            direction=self._teacher.pool_direction if unit.table == self._pool_table else None,
+            report=report,
+        )
         refused = {i: t.fault or "no token to predict" for i, t in enumerate(tokens)}
-        refused.update(zip(with_loss, _faults(sketches), strict=True))
+        refused.update(zip(with_loss, sketches.faults, strict=True))
         good = [i for i in range(len(tokens)) if not refused[i]]
         places = {row: place for place, row in enumerate(with_loss)}
         table = self._table(rows, examples, tokens, sketches, good, places)
@@ -83,6 +95,7 @@ class SketchWork:
                 "sketch": [row.tobytes() for row in cells],
                 "sketch_norm": norms.astype(np.float32),
                 "gradient_norm": sketches.gradient_norms[kept],
+                "module_norms": list(sketches.module_norms[kept]),
                 "loss": sketches.losses[kept],
                 "tokens": [len(tokens[i].ids) for i in good],
                 "labelled_tokens": [tokens[i].labelled for i in good],
@@ -90,12 +103,3 @@ class SketchWork:
             },
             schema=self._schema,
         )
-
-
-def _faults(sketches: Sketches) -> list[str]:
-    """Why each gradient (N,) cannot be used; empty where it can."""
-    finite = np.isfinite(sketches.sketches).all(1) & np.isfinite(sketches.gradient_norms)
-    return [
-        "" if ok and norm > 0 else "gradient is zero" if ok else "gradient is not finite"
-        for ok, norm in zip(finite, np.linalg.norm(sketches.sketches, axis=1), strict=True)
-    ]

@@ -18,7 +18,13 @@ from influcoder_ray.encoder.training import Distillation, Side
 from influcoder_ray.encoder.workers import Workers
 from influcoder_ray.evaluation.agreement import aggregated_rho, per_query_rho
 from influcoder_ray.stages.folders import at_hand
-from influcoder_ray.stages.signals import Signals, influence, read_signals
+from influcoder_ray.stages.signals import (
+    Signals,
+    fit_preconditioner,
+    influence,
+    preconditioned,
+    read_signals,
+)
 from influcoder_ray.stages.work.device import prepare_device
 
 # Inside a checkpoint: the folder of the best encoder so far.
@@ -35,7 +41,11 @@ def train_loop(config: dict[str, Any]) -> None:
         device = get_device()
     encoder = Encoder.load(at_hand(settings.encoder), device)
     part = slice(workers.rank, None, workers.size)
-    queries, pool = (read_signals(settings, side, "train", part) for side in ("queries", "pool"))
+    preconditioner = fit_preconditioner(settings)
+    queries, pool = (
+        preconditioned(read_signals(settings, side, "train", part), preconditioner)
+        for side in ("queries", "pool")
+    )
     distillation = Distillation(
         encoder,
         _side(encoder, queries),
@@ -44,7 +54,10 @@ def train_loop(config: dict[str, Any]) -> None:
         seed=settings.seed,
         workers=workers,
     )
-    validation = [read_signals(settings, side, "validation") for side in ("queries", "pool")]
+    validation = [
+        preconditioned(read_signals(settings, side, "validation"), preconditioner)
+        for side in ("queries", "pool")
+    ]
     total = settings.distill.epochs * distillation.steps_per_epoch
     with tempfile.TemporaryDirectory() as scratch:
         best = Path(scratch) / BEST

@@ -1,0 +1,151 @@
+"""Attention that keeps packed examples apart, inside any model that lets its attention be chosen.
+
+Each example attends to itself alone, in an attention of its own, so that packing costs nothing: one
+masked attention over the whole row would compute, and throw away, every pair of tokens of different
+examples. Whether a model gives the same numbers packed as padded is tried out, not looked up in a list.
+"""
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AttentionInterface, PretrainedConfig
+
+from influcoder_ray.examples.tokens import Tokens
+from influcoder_ray.gradients.layout import Layout, Run, lay_out
+
+_NAME = "influcoder_packed"
+# The keyword under which the runs of a layout travel through a model's forward to its attention.
+_RUNS = "packed_runs"
+# Parts of attention that packed attention does not compute, by the name that transformers gives them.
+_BEYOND = {
+    "softcap": "caps its attention",
+    "s_aux": "has attention sinks",
+    "position_bias": "biases attention",
+}
+_PROBE_LENGTHS = (5, 3, 3, 7)
+# Logits that saw another example differ by far more than these shares, rounding by far less.
+_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05}
+
+
+class CannotPack(Exception):
+    """Why a model's examples cannot be packed."""
+
+
+def why_not_packed(model: nn.Module) -> str | None:
+    """What keeps a model's examples from being packed; None if nothing does.
+
+    A few short examples are put through the model both ways, and their logits compared.
+    """
+    if "position_ids" not in inspect.signature(model.forward).parameters:
+        return "the model takes no positions"
+    parameter = next(model.parameters())
+    try:
+        padded, packed = (
+            _logits(model, lay_out(_probe(), packed=p, device=parameter.device)) for p in (False, True)
+        )
+    except CannotPack as reason:
+        return str(reason)
+    difference = float((packed - padded).norm() / padded.norm())
+    return None if difference <= _TOLERANCE[parameter.dtype] else "its packed examples see each other"
+
+
+@contextmanager
+def inputs_of(model: nn.Module, layout: Layout) -> Iterator[dict[str, Any]]:
+    """The arguments of the model's forward for a batch, and, while it lasts, the attention they need.
+
+    Raises:
+        CannotPack: from the forward pass, see `why_not_packed`.
+    """
+    if layout.positions is None:
+        yield {"input_ids": layout.ids}
+        return
+    config: PretrainedConfig = model.config
+    before = config._attn_implementation
+    try:
+        model.set_attn_implementation(_NAME)  # type: ignore[operator]
+    except ValueError as error:
+        raise CannotPack("its attention cannot be chosen") from error
+    try:
+        yield {"input_ids": layout.ids, "position_ids": layout.positions, _RUNS: layout.runs}
+    finally:
+        model.set_attn_implementation(before)  # type: ignore[operator]
+
+
+def _packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention within each example of one row.
+
+    Args:
+        query: (1, heads, T, width); key and value may have fewer heads, each shared by a group.
+        sliding_window: how many tokens back, itself included, a token looks; all if None.
+
+    Returns:
+        (1, T, heads, width).
+
+    Raises:
+        CannotPack: the model asks for what is not computed here.
+    """
+    for name, what in _BEYOND.items():
+        if others.get(name) is not None:
+            raise CannotPack(f"the model {what}")
+    runs: Sequence[Run] | None = others.get(_RUNS)
+    if runs is None:
+        raise CannotPack("the model does not hand arguments on to its attention")
+    if attention_mask is not None:
+        raise CannotPack("the model masks its attention itself")
+    parts, start = [], 0
+    for run in runs:
+        stop = start + run.count * run.length
+        q, k, v = (
+            # (1, heads, tokens, width) -> (examples, heads, length, width)
+            side[0, :, start:stop].unflatten(1, (run.count, run.length)).transpose(0, 1)
+            for side in (query, key, value)
+        )
+        windowed = sliding_window is not None and run.length > sliding_window
+        out = functional.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=_window(run.length, sliding_window, q.device) if windowed else None,
+            is_causal=not windowed,
+            scale=scaling,
+            enable_gqa=k.shape[1] != q.shape[1],
+        )
+        parts.append(out.transpose(1, 2).flatten(0, 1))
+        start = stop
+    return torch.cat(parts)[None], None
+
+
+def _window(length: int, width: int | None, device: torch.device) -> Tensor:
+    """Whether token i looks at token j: bool (length, length)."""
+    back = torch.arange(length, device=device)[:, None] - torch.arange(length, device=device)
+    return (back >= 0) & (back < (width or length))
+
+
+def _probe() -> list[Tokens]:
+    """Short examples of different tokens, the same for every model."""
+    ids = torch.arange(sum(_PROBE_LENGTHS)).split(list(_PROBE_LENGTHS))
+    return [Tokens(tuple((part * 37 % 101 + 3).tolist()), 1, False) for part in ids]
+
+
+def _logits(model: nn.Module, layout: Layout) -> Tensor:
+    with torch.no_grad(), inputs_of(model, layout) as arguments:
+        logits: Tensor = model(**arguments, use_cache=False).logits
+    return logits[layout.labelled].float()
+
+
+AttentionInterface.register(_NAME, _packed_attention)

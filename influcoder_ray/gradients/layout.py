@@ -1,0 +1,79 @@
+"""How the examples of a batch lie in the model's input: packed into one row, or one a row with padding.
+
+Packed, examples follow each other without a gap, positions begin anew with each, and attention is kept
+inside each (see `attention`). Padded, each has a row of its own, filled up to the longest on the right,
+where causal attention never looks and no loss falls.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from influcoder_ray.examples.tokens import Tokens
+
+
+@dataclass(frozen=True)
+class Run:
+    """Examples that follow each other at one length: `count` of them, `length` positions each."""
+
+    count: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A batch of N examples as one input of the model.
+
+    Attributes:
+        ids: (rows, T) token ids.
+        positions: (rows, T) of each token in its example; None where each row begins at 0.
+        labelled: (rows, T), whether the logits at a position predict a token that carries loss.
+        targets: that token's id at each labelled position, in order.
+        counts: (N,) labelled positions of each example.
+        runs: every position of the input, row after row, belongs to one example; these are the
+            examples' lengths in order, padding included.
+    """
+
+    ids: Tensor
+    positions: Tensor | None
+    labelled: Tensor
+    targets: Tensor
+    counts: Tensor
+    runs: tuple[Run, ...]
+
+    @property
+    def examples(self) -> int:
+        """N."""
+        return sum(run.count for run in self.runs)
+
+    @property
+    def size(self) -> int:
+        """Positions of the input, padding included."""
+        return self.ids.numel()
+
+
+def lay_out(tokens: Sequence[Tokens], *, packed: bool, device: torch.device) -> Layout:
+    """The input of a batch of examples (N,), each with a labelled token."""
+    lengths = [len(t.ids) for t in tokens]
+    places = lengths if packed else [max(lengths)] * len(tokens)
+    ids = torch.zeros(sum(places), dtype=torch.long)
+    labelled = torch.zeros(len(ids), dtype=torch.bool)
+    start = 0
+    for t, length, place in zip(tokens, lengths, places, strict=True):
+        ids[start : start + length] = torch.tensor(t.ids)
+        # The logits that predict token i stand at position i - 1.
+        labelled[start + t.labelled_from - 1 : start + length - 1] = True
+        start += place
+    rows = 1 if packed else len(tokens)
+    positions = torch.cat([torch.arange(n) for n in lengths])[None].to(device) if packed else None
+    return Layout(
+        ids=ids.view(rows, -1).to(device),
+        positions=positions,
+        labelled=labelled.view(rows, -1).to(device),
+        targets=ids.roll(-1)[labelled].to(device),
+        counts=torch.tensor([t.labelled for t in tokens]).to(device),
+        runs=tuple(Run(len(list(group)), length) for length, group in groupby(places)),
+    )

@@ -1,0 +1,59 @@
+"""One forward and one backward pass over a batch, with the loss that keeps examples apart."""
+
+from contextlib import ExitStack
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.hooks import RemovableHandle
+
+from influcoder_ray.gradients.adapter import AdapterWeights
+from influcoder_ray.gradients.attention import inputs_of
+from influcoder_ray.gradients.capture import Consumer, capturing
+from influcoder_ray.gradients.layout import Layout
+
+
+def run_passes(model: nn.Module, weights: list[AdapterWeights], layout: Layout, consume: Consumer) -> Tensor:
+    """Run a batch forward and backward; returns each example's loss (N,) float32, in nats.
+
+    The loss is the sum over examples of each one's mean over its labelled tokens, so that an
+    example's gradient does not depend on its neighbours.
+
+    Raises:
+        UserError: an adapted module does not see each token once.
+        torch.OutOfMemoryError: the batch is too large for the device.
+    """
+    with ExitStack() as stack:
+        begin_backward = stack.enter_context(capturing(model, weights, layout, consume))
+        stack.enter_context(_activations_require_gradients(model))
+        stack.enter_context(_logits_only_at(model, layout.labelled))
+        stack.enter_context(torch.enable_grad())
+        arguments = stack.enter_context(inputs_of(model, layout))
+        logits = model(**arguments, use_cache=False).logits[0]
+        token_losses = functional.cross_entropy(logits.float(), layout.targets, reduction="none")
+        losses = torch.segment_reduce(token_losses, "mean", lengths=layout.counts)
+        begin_backward()
+        losses.sum().backward()
+    return losses.detach()
+
+
+def _activations_require_gradients(model: nn.Module) -> RemovableHandle:
+    """While it lasts, activations carry gradients though every weight is frozen."""
+    embedding = model.get_input_embeddings()  # type: ignore[operator]
+    handle: RemovableHandle = embedding.register_forward_hook(
+        lambda _module, _inputs, output: output.requires_grad_()
+    )
+    return handle
+
+
+def _logits_only_at(model: nn.Module, labelled: Tensor) -> RemovableHandle:
+    """While it lasts, the output head sees labelled positions (rows, T) only, as one row of them.
+
+    The whole vocabulary's logits at every position would be the largest tensor of all. The model's
+    own forward goes on from there, with whatever scaling or capping of logits it has.
+    """
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    handle: RemovableHandle = head.register_forward_pre_hook(
+        lambda _module, inputs: (inputs[0][labelled].unsqueeze(0),)
+    )
+    return handle
