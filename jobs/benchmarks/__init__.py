@@ -1,0 +1,1 @@
+"""The benchmarks of jobs/benchmark.py: each has TITLE, `add_arguments` and `run`."""
