@@ -123,6 +123,8 @@ def _closing_line(stage: str, totals: Mapping[str, float]) -> str:
         parts.append(f"{totals['rows_out']:,.0f} of {totals['rows_in']:,.0f} rows")
     if totals["rows_quarantined"]:
         parts.append(f"{totals['rows_quarantined']:,.0f} quarantined")
+    if totals.get("positions"):
+        parts.append(f"{1 - totals['tokens'] / totals['positions']:.1%} padding")
     if totals.get("tokens") and totals["compute_seconds"]:
         parts.append(f"{totals['tokens'] / totals['compute_seconds']:,.0f} tokens/s")
     elif totals["rows_out"] and totals["compute_seconds"]:

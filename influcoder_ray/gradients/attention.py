@@ -145,7 +145,7 @@ def _probe() -> list[Tokens]:
 def _logits(model: nn.Module, layout: Layout) -> Tensor:
     with torch.no_grad(), inputs_of(model, layout) as arguments:
         logits: Tensor = model(**arguments, use_cache=False).logits
-    return logits[layout.labelled].float()
+    return logits.flatten(0, -2)[layout.labelled].float()
 
 
 AttentionInterface.register(_NAME, _packed_attention)

@@ -30,8 +30,8 @@ class Layout:
     Attributes:
         ids: (rows, T) token ids.
         positions: (rows, T) of each token in its example; None where each row begins at 0.
-        labelled: (rows, T), whether the logits at a position predict a token that carries loss.
-        targets: that token's id at each labelled position, in order.
+        labelled: positions, counted through all rows, whose logits predict a token that carries loss.
+        targets: that token's id for each of these.
         counts: (N,) labelled positions of each example.
         runs: every position of the input, row after row, belongs to one example; these are the
             examples' lengths in order, padding included.
@@ -60,20 +60,21 @@ def lay_out(tokens: Sequence[Tokens], *, packed: bool, device: torch.device) -> 
     lengths = [len(t.ids) for t in tokens]
     places = lengths if packed else [max(lengths)] * len(tokens)
     ids = torch.zeros(sum(places), dtype=torch.long)
-    labelled = torch.zeros(len(ids), dtype=torch.bool)
+    labelled: list[Tensor] = []
     start = 0
     for t, length, place in zip(tokens, lengths, places, strict=True):
         ids[start : start + length] = torch.tensor(t.ids)
         # The logits that predict token i stand at position i - 1.
-        labelled[start + t.labelled_from - 1 : start + length - 1] = True
+        labelled.append(torch.arange(start + t.labelled_from - 1, start + length - 1))
         start += place
+    predicting = torch.cat(labelled)
     rows = 1 if packed else len(tokens)
     positions = torch.cat([torch.arange(n) for n in lengths])[None].to(device) if packed else None
     return Layout(
         ids=ids.view(rows, -1).to(device),
         positions=positions,
-        labelled=labelled.view(rows, -1).to(device),
-        targets=ids.roll(-1)[labelled].to(device),
+        labelled=predicting.to(device),
+        targets=ids[predicting + 1].to(device),
         counts=torch.tensor([t.labelled for t in tokens]).to(device),
         runs=tuple(Run(len(list(group)), length) for length, group in groupby(places)),
     )

@@ -47,13 +47,13 @@ def _activations_require_gradients(model: nn.Module) -> RemovableHandle:
 
 
 def _logits_only_at(model: nn.Module, labelled: Tensor) -> RemovableHandle:
-    """While it lasts, the output head sees labelled positions (rows, T) only, as one row of them.
+    """While it lasts, the output head sees labelled positions only, as one row of them.
 
     The whole vocabulary's logits at every position would be the largest tensor of all. The model's
     own forward goes on from there, with whatever scaling or capping of logits it has.
     """
     head = model.get_output_embeddings()  # type: ignore[operator]
     handle: RemovableHandle = head.register_forward_pre_hook(
-        lambda _module, inputs: (inputs[0][labelled].unsqueeze(0),)
+        lambda _module, inputs: (inputs[0].flatten(0, -2).index_select(0, labelled)[None],)
     )
     return handle

@@ -17,7 +17,7 @@ from influcoder_ray.examples.tokens import Tokens, loss_tokens, resolve_template
 from influcoder_ray.gradients.adapter import AdapterWeights, adapter_weights, find_targets
 from influcoder_ray.gradients.attention import why_not_packed
 from influcoder_ray.gradients.capture import Consumer
-from influcoder_ray.gradients.layout import lay_out
+from influcoder_ray.gradients.layout import Layout, lay_out
 from influcoder_ray.gradients.loading import load_config, load_model, weights_dtype
 from influcoder_ray.gradients.optimizer import OptimizerState
 from influcoder_ray.gradients.passes import run_passes
@@ -38,6 +38,7 @@ class Sketches:
         module_norms: (N, M) float32, the share that each adapted module has in them.
         losses: (N,) float32, mean loss of each example's labelled tokens in nats.
         faults: (N,) why a row cannot be used, or empty.
+        positions: tokens that went through the model, padding included.
     """
 
     sketches: np.ndarray
@@ -45,6 +46,7 @@ class Sketches:
     module_norms: np.ndarray
     losses: np.ndarray
     faults: tuple[str, ...]
+    positions: int
 
 
 class Teacher:
@@ -136,8 +138,10 @@ class Teacher:
         sketches = torch.zeros(len(tokens), sketch.width, device=self.device)
         squares = torch.zeros(len(tokens), len(columns), device=self.device)
         losses = torch.zeros(len(tokens), device=self.device)
+        positions = 0
 
         def batch(rows: list[int]) -> None:
+            nonlocal positions
             part = torch.zeros(len(rows), sketch.width, device=self.device)
             part_squares = torch.zeros(len(rows), len(columns), device=self.device)
 
@@ -147,10 +151,12 @@ class Teacher:
                 name = f"{module}.{matrix}"
                 sketch.add(part, direction(name, gradients) if direction else gradients, name)
 
-            loss = self._passes([tokens[row] for row in rows], consume)
+            layout = self._lay_out([tokens[row] for row in rows])
+            loss = self._passes(layout, consume)
             # Written only when the batch is through: one that runs out of memory is done again.
             index = torch.tensor(rows, device=self.device)
             sketches[index], squares[index], losses[index] = part, part_squares, loss
+            positions += layout.size
             report(len(rows))
 
         too_large = self._in_batches([len(t.ids) for t in tokens], batch)
@@ -160,6 +166,7 @@ class Teacher:
             module_norms=squares.sqrt().cpu().numpy(),
             losses=losses.cpu().numpy(),
             faults=(),
+            positions=positions,
         )
         return replace(found, faults=_faults(found, too_large))
 
@@ -183,7 +190,7 @@ class Teacher:
                 part = direction(f"{module}.{matrix}", part) if direction else part
                 parts[module, matrix] = part.transpose(1, 2) if matrix == "lora_B" else part
 
-            self._passes([tokens[row] for row in rows], consume)
+            self._passes(self._lay_out([tokens[row] for row in rows]), consume)
             order = [(name, matrix) for name in self.modules for matrix in ("lora_B", "lora_A")]
             gradients[rows] = (
                 torch.cat([parts[key].flatten(1) for key in order if key in parts], 1).cpu().numpy()
@@ -194,8 +201,10 @@ class Teacher:
             raise torch.OutOfMemoryError(f"example {too_large[0]} alone is too large for {self.device}")
         return gradients
 
-    def _passes(self, tokens: Sequence[Tokens], consume: Consumer) -> Tensor:
-        layout = lay_out(tokens, packed=self.layout == "packed", device=self.device)
+    def _lay_out(self, tokens: Sequence[Tokens]) -> Layout:
+        return lay_out(tokens, packed=self.layout == "packed", device=self.device)
+
+    def _passes(self, layout: Layout, consume: Consumer) -> Tensor:
         with _products("high" if self.spec.dtype == "tf32" else "highest"):
             return run_passes(self.model, self.weights, layout, consume)
 

@@ -250,7 +250,7 @@ def _material(
     spec = ModelSpec(
         path=arguments.model or arguments.random_weights,
         max_tokens=arguments.max_tokens,
-        dtype="bfloat16" if arguments.dtype == "bfloat16" else "float32",
+        dtype=arguments.dtype,
         tokens_per_batch=max(arguments.tokens_per_batch),
         layout=arguments.layout,
     )

@@ -31,14 +31,14 @@ def test_every_labelled_token_is_predicted_from_its_own_examples_tokens_before_i
 ) -> None:
     """Prevents a target of a neighbour, a label one position off, or the last label lost."""
     layout = lay_out(tokens, packed=packed, device=CPU)
-    ids, labelled = layout.ids.flatten().tolist(), layout.labelled.flatten().tolist()
+    ids, labelled = layout.ids.flatten().tolist(), layout.labelled.tolist()
     assert layout.examples == len(tokens)
     assert layout.counts.tolist() == [t.labelled for t in tokens]
     assert layout.targets.tolist() == [i for t in tokens for i in t.ids[t.labelled_from :]]
     start = 0
     for t, place in zip(tokens, [run.length for run in layout.runs for _ in range(run.count)], strict=True):
         assert tuple(ids[start : start + len(t.ids)]) == t.ids
-        where = [i for i in range(place) if labelled[start + i]]
+        where = [i - start for i in labelled if start <= i < start + place]
         assert where == list(range(t.labelled_from - 1, len(t.ids) - 1))
         if layout.positions is not None:
             assert layout.positions[0, start : start + place].tolist() == list(range(place))
@@ -62,5 +62,5 @@ def test_an_example_alone_is_the_same_either_way(packed: bool) -> None:
     """Prevents a batch of one from being laid out in a way of its own."""
     layout = lay_out([Tokens((1, 2, 3, 4), 2, False)], packed=packed, device=CPU)
     assert layout.ids.tolist() == [[1, 2, 3, 4]]
-    assert layout.labelled.tolist() == [[False, True, True, False]]
+    assert layout.labelled.tolist() == [1, 2]
     assert layout.runs == (Run(1, 4),)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -103,6 +103,24 @@ def test_the_same_work_twice_gives_the_same_bits(teacher: Teacher, tokens: list[
     assert np.array_equal(first.sketches, second.sketches)
     assert np.array_equal(first.gradient_norms, second.gradient_norms)
     assert np.array_equal(first.losses, second.losses)
+
+
+@pytest.mark.parametrize("layout", ["auto", "padded"])
+def test_positions_are_those_that_the_model_saw(
+    causal_lm_folder: Path, layout: Literal["auto", "padded"]
+) -> None:
+    """Prevents a share of padding that is told and not true."""
+    spec = ModelSpec(path=str(causal_lm_folder), max_tokens=64, tokens_per_batch=200, layout=layout)
+    teacher = Teacher.load(spec, AdapterSpec(rank=2), seed=5, device=CPU)
+    tokens = teacher.tokens(EXAMPLES)
+    seen: list[int] = []
+    teacher.model.get_input_embeddings().register_forward_hook(  # type: ignore[operator]
+        lambda module, inputs, output: seen.append(inputs[0].numel())
+    )
+    positions = teacher.sketch(tokens, SKETCH).positions
+    assert positions == sum(seen)
+    real = sum(len(t.ids) for t in tokens)
+    assert (positions == real) if layout == "auto" else (positions > real)
 
 
 def test_no_examples_make_no_sketches(teacher: Teacher) -> None:

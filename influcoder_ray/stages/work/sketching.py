@@ -70,6 +70,7 @@ class SketchWork:
             counters={
                 "tokens": sum(len(tokens[i].ids) for i in good),
                 "truncated": sum(tokens[i].truncated for i in good),
+                "positions": sketches.positions,
             },
         )
 
