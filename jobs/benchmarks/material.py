@@ -11,6 +11,7 @@ from influcoder_ray.examples import ColumnSpec, Example
 from influcoder_ray.examples.columns import examples_from_cells
 from influcoder_ray.examples.tokens import Tokens
 from influcoder_ray.gradients.adapter import adapter_weights, find_targets
+from influcoder_ray.gradients.loading import arithmetic_dtype, weights_dtype
 from influcoder_ray.gradients.specs import AdapterSpec, ModelSpec
 from influcoder_ray.gradients.teacher import Teacher
 from influcoder_ray.tables.cells import read_cells
@@ -48,7 +49,7 @@ def random_teacher(
             f"--random-weights: {config} is no model's config ({str(error).splitlines()[0]})"
         ) from error
     targets = find_targets(shape, adapter)
-    dtype = getattr(torch, spec.dtype)
+    dtype = arithmetic_dtype(weights_dtype(spec), device)
     torch.manual_seed(seed)
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(shape, dtype=dtype).eval().requires_grad_(False)
