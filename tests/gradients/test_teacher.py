@@ -7,6 +7,8 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from influcoder_ray.examples import Example
 from influcoder_ray.examples.tokens import Tokens
@@ -103,6 +105,20 @@ def test_the_same_work_twice_gives_the_same_bits(teacher: Teacher, tokens: list[
     assert np.array_equal(first.sketches, second.sketches)
     assert np.array_equal(first.gradient_norms, second.gradient_norms)
     assert np.array_equal(first.losses, second.losses)
+
+
+@given(st.permutations(range(4)))
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_units_give_the_same_bits_in_any_order(teacher: Teacher, order: list[int]) -> None:
+    """Prevents sketches that depend on which units a worker happened to do before."""
+    tokens = teacher.tokens(EXAMPLES)
+    units = [tokens[i::4] for i in range(4)]
+    expected = [teacher.sketch(unit, SKETCH) for unit in units]
+    for i in order:
+        found = teacher.sketch(units[i], CountSketch(1024, seed=3))
+        assert found.sketches.tobytes() == expected[i].sketches.tobytes()
+        assert found.module_norms.tobytes() == expected[i].module_norms.tobytes()
+        assert found.losses.tobytes() == expected[i].losses.tobytes()
 
 
 @pytest.mark.parametrize("layout", ["auto", "padded"])
