@@ -17,7 +17,7 @@ from markupsafe import escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from influcoder_ray.report.contents import EpochRow
 
@@ -65,6 +65,7 @@ _HEXAGONS = 34
 _SHADES = 8
 LEAST_PAIRS_FOR_TREND = 60
 _MOST_BARS = 96
+_MOST_LEVEL_LABELS = 6
 
 
 @dataclass(frozen=True)
@@ -226,6 +227,54 @@ def score_distribution(
         axes.yaxis.set_major_locator(MaxNLocator(4))
         axes.xaxis.set_major_locator(MaxNLocator(7))
         return _as_page_svg(figure, "scores", label)
+
+
+def sketch_widths(
+    widths: Sequence[int],
+    measured: Sequence[float],
+    predicted: Sequence[float],
+    agreement: Sequence[float],
+    label: str,
+) -> str | None:
+    """Mean error of sketched cosines, measured and predicted, and rank agreement by width; None without any.
+
+    All are (W,), the widths in ascending order.
+    """
+    if not widths:
+        return None
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(_WIDTH, 3.7))
+        above, below = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1.3])
+        above.plot(widths, predicted, "--", color=SECOND, linewidth=1.6, label="predicted")
+        above.plot(widths, measured, "-o", color=FIRST, markersize=4.5, linewidth=2, label="measured")
+        above.set_yscale("log")
+        above.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        above.yaxis.set_major_formatter(FuncFormatter(lambda error, _: f"{error:g}"))
+        above.yaxis.set_minor_locator(NullLocator())
+        above.set_ylabel("mean error")
+        above.legend(loc="upper right", handlelength=2.4)
+        below.plot(widths, agreement, "-o", color=FIRST, markersize=4.5, linewidth=2)
+        below.set_ylabel("rank agreement")
+        below.yaxis.set_major_locator(MaxNLocator(3))
+        below.margins(y=0.18)
+        below.set_xscale("log", base=2)
+        below.set_xticks(widths, [f"{width:,}" for width in widths])
+        below.xaxis.set_minor_locator(NullLocator())
+        if len(widths) > _MOST_LEVEL_LABELS:
+            below.tick_params(axis="x", rotation=30)
+        below.set_xlabel("sketch width")
+        figure.align_ylabels()
+        return _as_page_svg(figure, "widths", label)
+
+
+def as_file(svg: str) -> str:
+    """A figure as a file of its own, twice its size, its type dark on light pages and light on dark ones."""
+    width, height = (2 * float(side) for side in re.findall(r'viewBox="0 0 (\S+) (\S+)"', svg)[0])
+    opening, rest = svg.split(">", 1)
+    return (
+        f'{opening} width="{width:g}" height="{height:g}"><style>:root {{ color: #1f2328 }} '
+        f"@media (prefers-color-scheme: dark) {{ :root {{ color: #e6edf3 }} }}</style>{rest}\n"
+    )
 
 
 def _draw_trend(axes: Axes, across: npt.NDArray[np.float64], up: npt.NDArray[np.float64]) -> None:

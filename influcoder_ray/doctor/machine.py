@@ -1,18 +1,17 @@
-"""Doctor: what of this machine works, what does not, and what to do about it."""
+"""What of this machine, and of a settings file, works."""
 
 import importlib.metadata
 import os
 import platform
 import sys
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
-from rich.console import Console
-
-from influcoder_ray.config import load_settings
+from influcoder_ray.config import PipelineSettings
 from influcoder_ray.demo.weights import cache_folder
+from influcoder_ray.doctor.findings import Finding
 from influcoder_ray.errors import RunFailed, UserError
 from influcoder_ray.pipeline import STAGES
 from influcoder_ray.tables.place import Place
@@ -20,31 +19,10 @@ from influcoder_ray.tables.place import Place
 _PACKAGES = ("ray", "torch", "transformers", "peft", "pyarrow", "numpy", "s3fs")
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One line: what was looked at, what was found, and, where it does not work, what to do."""
-
-    name: str
-    found: str
-    remedy: str | None = None
-
-
-def examine(console: Console, config: str | None = None) -> bool:
-    """Look at everything and print a line for each; returns whether all of it works."""
-    checks: list[Callable[[], list[Finding]]] = [_python, _packages, _devices, _files, _s3, _models, _ray]
-    if config is not None:
-        checks.append(lambda: _settings(config))
-    sound = True
-    for check in checks:
-        for finding in check():
-            mark = "ok  " if finding.remedy is None else "FAIL"
-            console.print(
-                f"{mark}  {finding.name}: {finding.found}", highlight=False, markup=False, soft_wrap=True
-            )
-            if finding.remedy is not None:
-                sound = False
-                console.print(f"      {finding.remedy}", highlight=False, markup=False, soft_wrap=True)
-    return sound
+def machine_findings() -> Iterator[Finding]:
+    """Everything that does not depend on what is to be run, one thing after the other."""
+    for look in (_python, _packages, _devices, _files, _s3, _models, _ray):
+        yield from look()
 
 
 def _python() -> list[Finding]:
@@ -129,14 +107,9 @@ def _ray() -> list[Finding]:
     return [Finding("Ray", ", ".join(f"{count:g} {name}" for name, count in found.items()))]
 
 
-def _settings(config: str) -> list[Finding]:
-    from importlib import import_module
-
-    try:
-        settings = load_settings(config)
-    except UserError as error:
-        return [Finding("settings", str(error), "mend the settings file")]
-    findings = [Finding("settings", f"{config} is valid")]
+def input_findings(settings: PipelineSettings) -> list[Finding]:
+    """Whether each stage can use the inputs that the settings name."""
+    findings = []
     for stage in STAGES:
         check = getattr(import_module(f"influcoder_ray.stages.{stage}"), "check", None)
         if check is None:
