@@ -13,6 +13,11 @@ from transformers.utils import logging
 from influcoder_ray.doctor.findings import Finding, say, show
 from influcoder_ray.errors import UserError
 from influcoder_ray.examples import Example
+from influcoder_ray.gradients.adapter import find_targets
+from influcoder_ray.gradients.budget import tokens_per_batch
+from influcoder_ray.gradients.coverage import coverage
+from influcoder_ray.gradients.loading import load_config
+from influcoder_ray.gradients.memory import Unpredictable, predict_memory
 from influcoder_ray.gradients.selfcheck import BATCH_TOLERANCE, LEAST_COSINE, SelfCheck, self_check
 from influcoder_ray.gradients.specs import AdapterSpec, ModelSpec
 from influcoder_ray.gradients.widths import ENOUGH_AGREEMENT, ENOUGH_ERROR_SHARE
@@ -51,6 +56,7 @@ def look_at_gradients(
     logging.disable_progress_bar()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, adapter = at_hand(subject.model), at_hand(subject.adapter)
+    show(_before_loading(model, adapter, subject.width, device), console)
     try:
         with console.status(f"{len(examples)} gradients, in every way"):
             check = self_check(model, adapter, examples, seed=subject.seed, device=device)
@@ -67,6 +73,46 @@ def look_at_gradients(
             _write(check, figure)
             say(f"      written: {figure} and {figure.with_suffix('.md')}", console)
     return sound
+
+
+def _before_loading(
+    model: ModelSpec, adapter: AdapterSpec, width: int, device: torch.device
+) -> Iterator[Finding]:
+    """What the config alone tells: the weights that the adapter sees, the memory that a batch needs."""
+    config = load_config(model)
+    covered = coverage(config, find_targets(config, adapter))
+    yield Finding("adapter", covered.sentence() or "stands beside all of the model's weight matrices")
+    tokens = tokens_per_batch(config, model, adapter, device)
+    longest = min(tokens, model.max_tokens)
+    try:
+        needed = predict_memory(
+            config,
+            model,
+            adapter,
+            tokens=tokens,
+            examples=max(1, tokens // longest),
+            width=width,
+            device=device,
+        )
+    except Unpredictable as reason:
+        yield Finding("memory", f"cannot be predicted: {reason}")
+        return
+    parts = ", ".join(
+        f"{name} {getattr(needed, field) / 2**20:,.0f}"
+        for name, field in (
+            ("weights", "weights_bytes"),
+            ("activations", "activations_bytes"),
+            ("logits", "logits_bytes"),
+            ("adapter", "capture_bytes"),
+            ("sketches", "sketch_bytes"),
+            ("gradients on their way", "passing_bytes"),
+        )
+    )
+    yield Finding(
+        "memory",
+        f"a batch of {tokens:,} tokens, all labelled, is predicted to need "
+        f"{needed.total_bytes / 2**20:,.0f} MiB of {device} in {model.dtype} ({parts})",
+    )
 
 
 def widths_as_markdown(check: SelfCheck) -> str:

@@ -18,6 +18,7 @@ from influcoder_ray.errors import UserError
 from influcoder_ray.examples import Example
 from influcoder_ray.examples.tokens import Tokens
 from influcoder_ray.gradients.adapter import find_targets
+from influcoder_ray.gradients.budget import CPU_TOKENS
 from influcoder_ray.gradients.free_memory import free_memory_bytes
 from influcoder_ray.gradients.loading import load_config, skeleton
 from influcoder_ray.gradients.specs import AdapterSpec, ModelSpec
@@ -134,7 +135,9 @@ def self_check(
     """
     _refuse_too_large(model, adapter, len(examples))
     # Room for two of the longest examples, so that none has to be alone in its batch.
-    model = model.model_copy(update={"tokens_per_batch": max(model.tokens_per_batch, 2 * model.max_tokens)})
+    model = model.model_copy(
+        update={"tokens_per_batch": max(model.tokens_per_batch or CPU_TOKENS, 2 * model.max_tokens)}
+    )
     teacher = _load(model, "float32", adapter, seed, device)
     tokens, ids, left_out = _with_loss(teacher, examples)
     exact = np.empty((len(tokens), teacher.gradient_size), dtype=np.float32)

@@ -26,8 +26,11 @@ class ModelSpec(Spec):
         description="Number type of weights and activations; tf32 is float32 with faster, rounded products "
         "on GPUs that have them.",
     )
-    tokens_per_batch: int = Field(
-        default=1024, ge=8, description="Tokens of one forward and backward pass, padding included."
+    tokens_per_batch: int | None = Field(
+        default=None,
+        ge=8,
+        description="Tokens of one forward and backward pass, padding included; if unset, 1,024 on a CPU and "
+        "on a GPU what is predicted to fit its memory.",
     )
     layout: Literal["auto", "padded"] = Field(
         default="auto",

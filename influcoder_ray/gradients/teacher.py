@@ -16,6 +16,7 @@ from influcoder_ray.examples.tokenizer import load_tokenizer
 from influcoder_ray.examples.tokens import Tokens, loss_tokens, resolve_template
 from influcoder_ray.gradients.adapter import AdapterWeights, adapter_weights, find_targets
 from influcoder_ray.gradients.attention import why_not_packed
+from influcoder_ray.gradients.budget import CPU_TOKENS, tokens_per_batch
 from influcoder_ray.gradients.capture import Consumer
 from influcoder_ray.gradients.layout import Layout, lay_out
 from influcoder_ray.gradients.loading import load_config, load_model, weights_dtype
@@ -80,7 +81,7 @@ class Teacher:
         self.why_padded = why_not_packed(model) if spec.layout == "auto" else None
         packed = spec.layout == "auto" and self.why_padded is None
         self.layout: Literal["packed", "padded"] = "packed" if packed else "padded"
-        self._tokens_per_batch = spec.tokens_per_batch
+        self._tokens_per_batch = spec.tokens_per_batch or CPU_TOKENS
 
     @staticmethod
     def load(spec: ModelSpec, adapter: AdapterSpec, *, seed: int, device: torch.device) -> "Teacher":
@@ -90,7 +91,9 @@ class Teacher:
             UserError: the folder holds no causal LM, the adapter fits none of its modules, or the
                 optimizer state is that of another adapter.
         """
-        targets = find_targets(load_config(spec), adapter)
+        config = load_config(spec)
+        targets = find_targets(config, adapter)
+        budget = tokens_per_batch(config, spec, adapter, device)
         model = load_model(spec, device)
         weights = adapter_weights(targets, adapter, seed=seed, device=device, dtype=weights_dtype(spec))
         dtype = next(model.parameters()).dtype
@@ -102,7 +105,7 @@ class Teacher:
             model,
             tokenizer,
             [w.to(dtype) for w in weights],
-            spec,
+            spec.model_copy(update={"tokens_per_batch": budget}),
             pool_direction=None if state is None else state.direction,
         )
 

@@ -75,10 +75,17 @@ def plan(settings: PipelineSettings) -> StagePlan:
     record = state(settings.root)
 
     def run(display: Display) -> Mapping[str, Manifest]:
+        from influcoder_ray.gradients.adapter import find_targets
+        from influcoder_ray.gradients.coverage import coverage
+        from influcoder_ray.gradients.loading import load_config
         from influcoder_ray.stages.cluster import reserve
         from influcoder_ray.stages.units_on_ray import WorkPlan, run_units
         from influcoder_ray.stages.work.sketching import SketchWork
 
+        config = load_config(model)
+        left_out = coverage(config, find_targets(config, adapter)).sentence()
+        if left_out:
+            display.say(f"  {left_out}")
         reservation = reserve(settings.workers.sketch)
         arguments = {
             "model": settings.model,

@@ -197,7 +197,8 @@ def test_what_cannot_be_looked_at_is_refused_in_one_line_with_status_2(
     fill = {"MODEL": str(causal_lm_folder), "FOLDER": str(tmp_path)}
     status, shown, errors = doctor(*(re.sub("MODEL|FOLDER", lambda m: fill[m[0]], a) for a in arguments))
     assert status == 2
-    assert not shown
+    # How many rows can be used is known when the tokenizer has been loaded.
+    assert not shown or name == "too few rows"
     assert len(errors.splitlines()) == 1
     assert reason in errors
 
