@@ -5,6 +5,7 @@ s = alpha / R (rank-stabilised: alpha / sqrt(R)). A fresh adapter has B = 0: the
 it did without, dL/dA is zero, and dL/dB is a one-sided random projection of dL/dW.
 """
 
+import copy
 import math
 import re
 from dataclasses import dataclass
@@ -71,6 +72,12 @@ def find_targets(config: PretrainedConfig, spec: AdapterSpec) -> list[TargetModu
     setting = "adapter.path" if spec.path else "adapter.targets"
     bare = skeleton(config)
     head = bare.get_output_embeddings()  # type: ignore[operator]
+    if spec.path is None:
+        # By a mixture's type peft takes names of targets for its fused experts, even where linear modules
+        # (dense layers, shared experts) go by them: it is not told the type.
+        typeless = copy.copy(config)
+        typeless.model_type = ""
+        bare.config = typeless
     try:
         adapted = get_peft_model(bare, lora, adapter_name=_SLOT)
     except (ValueError, re.error) as error:

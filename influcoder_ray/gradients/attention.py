@@ -116,6 +116,9 @@ def _packed_attention(
             for side in (query, key, value)
         )
         windowed = sliding_window is not None and run.length > sliding_window
+        if q.is_cuda and (windowed or q.dtype == torch.float32):
+            # The GPU's fused kernels for these have no groups; what is not fused keeps the whole matrix.
+            k, v = (side.repeat_interleave(q.shape[1] // side.shape[1], dim=1) for side in (k, v))
         out = functional.scaled_dot_product_attention(
             q,
             k,

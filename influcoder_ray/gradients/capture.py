@@ -74,13 +74,13 @@ def _forward_hook(
 
     def hook(_: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
         x: Tensor = inputs[0]
-        if progress.forward and (
-            target.name in progress.seen or x.numel() != layout.size * target.in_features
-        ):
+        once = target.name not in progress.seen and x.numel() == layout.size * target.in_features
+        if progress.forward and not (once and isinstance(output, Tensor)):
             raise UserError(
-                f"adapter.targets: {target.name} does not see every token of an example exactly once, so "
-                "that examples cannot be told apart in it; name targets without it"
+                f"adapter.targets: {target.name} does not see every token of an example exactly once, or "
+                "gives more than one product, so that examples cannot be told apart in it; name others"
             )
+        progress.seen.add(target.name)
         if b is None and (not progress.forward or not output.requires_grad):
             return output
         projected = (x.detach() if b is None else x) @ a.T
@@ -88,7 +88,6 @@ def _forward_hook(
             output = output + target.scaling * (projected @ b.T)
         if not progress.forward or not output.requires_grad:
             return output
-        progress.seen.add(target.name)
         kept_projected = projected.detach()
         kept_x = x.detach() if b is not None else None
 

@@ -28,7 +28,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -69,7 +68,7 @@ class MemoryPrediction:
     Attributes:
         weights_bytes: the model's parameters and buffers.
         activations_bytes: what autograd keeps of the forward pass below the output head.
-        logits_bytes: logits at labelled positions, float32 log-probabilities, and their gradients.
+        logits_bytes: float32 log-probabilities at labelled positions, their gradients and the logits'.
         capture_bytes: the adapter's matrices, A x of each token and module (of a trained adapter x too),
             and the gradients (N, R, O) or (N, R, I) of the module that has the largest.
         sketch_bytes: sketches (N, D) float32, once as they grow and once as results.
@@ -204,7 +203,7 @@ class Predictor:
         labelled = examples * (length - 1) if labelled_tokens is None else labelled_tokens
         kept = self._measure(examples, length, labelled)
         logits = labelled * self._model.get_output_embeddings().weight.shape[0]  # type: ignore[operator]
-        logits_bytes = kept.saved_above_bytes + logits * (self._dtype.itemsize + 2 * _FLOAT32_BYTES)
+        logits_bytes = kept.saved_above_bytes + 2 * logits * _FLOAT32_BYTES
         adapter_bytes = sum(m.nbytes for w in self._weights for m in (w.a, w.b) if m is not None)
         largest = max(
             w.target.rank * (w.target.out_features if w.b is None else max(w.b.shape[0], w.a.shape[1]))
@@ -418,8 +417,12 @@ def _fused_attention(runs_on: torch.device) -> Iterator[set[tuple[int, int]]]:
         attended.add((query.shape[0], query.shape[2]))
         return _attention(plain, runs_on.type == "cuda", query, *args, **kwargs)
 
-    with _ONE_AT_A_TIME, mock.patch.object(functional, plain.__name__, attention):
-        yield attended
+    with _ONE_AT_A_TIME:
+        functional.scaled_dot_product_attention = attention
+        try:
+            yield attended
+        finally:
+            functional.scaled_dot_product_attention = plain
 
 
 def _attention(

@@ -29,8 +29,10 @@ def run_passes(model: nn.Module, weights: list[AdapterWeights], layout: Layout, 
         stack.enter_context(_logits_only_at(model, layout.labelled))
         stack.enter_context(torch.enable_grad())
         arguments = stack.enter_context(inputs_of(model, layout))
-        logits = model(**arguments, use_cache=False).logits[0]
-        token_losses = functional.cross_entropy(logits.float(), layout.targets, reduction="none")
+        # Nothing here holds on to the logits: the largest tensor of all goes as soon as autograd lets it.
+        token_losses = functional.cross_entropy(
+            model(**arguments, use_cache=False).logits[0].float(), layout.targets, reduction="none"
+        )
         losses = torch.segment_reduce(token_losses, "mean", lengths=layout.counts)
         begin_backward()
         losses.sum().backward()

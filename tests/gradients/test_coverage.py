@@ -158,3 +158,15 @@ def test_in_a_mixture_of_experts_each_gradient_is_autograds_own(family: str) -> 
         alone = torch.cat([layer.lora_B["default"].weight.grad.flatten() for layer in layers]).numpy()
         assert np.linalg.norm(alone) > 1e-6
         assert np.linalg.norm(found - alone) <= 1e-5 * np.linalg.norm(alone)
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
+def test_all_linear_takes_a_mixtures_linear_modules(family: str) -> None:
+    """Prevents default targets from being refused, or from losing the linear modules beside experts."""
+    config = mixture(family)
+    found = coverage(config, find_targets(config, AdapterSpec()))
+    assert found == coverage(config, find_targets(config, AdapterSpec(targets=ATTENTION)))
+    dense = mixture("qwen3_moe")
+    dense.mlp_only_layers = [0]
+    found = coverage(dense, find_targets(dense, AdapterSpec()))
+    assert found.adapted_parameters == ATTENTION_PARAMETERS + 3 * 32 * 48

@@ -202,8 +202,8 @@ def test_the_parts_add_up_to_the_total() -> None:
         + found.sketch_bytes
         + found.passing_bytes
     )
-    # Logits, log-probabilities, and the gradient of each: float32 of 512 words; their labels' places.
-    assert found.logits_bytes == pytest.approx(4 * 20 * 512 * 4, rel=0.01)
+    # Log-probabilities, their gradients and the logits': float32 of 512 words; their labels' places.
+    assert found.logits_bytes == pytest.approx(3 * 20 * 512 * 4, rel=0.01)
     assert found.sketch_bytes == 2 * 4 * WIDTH * 4
     # A of four attention and three feed-forward modules, A x of each, dL/dB of the largest, two layers.
     matrices = 2 * 4 * (6 * 32 + 48) * 4
