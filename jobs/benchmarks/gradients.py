@@ -6,8 +6,9 @@ Parts, each over all rows unless said otherwise:
     ours, unsketched the same with gradients dropped where they would be sketched (--sketch-share)
     one at a time    PEFT and autograd, one example a step, on every k-th row
     bergson          Bergson's build, where its command is installed and the weights are in a folder
-Rounds go through all parts in turn, so that a noisy machine disturbs all alike; a part's figure is its
-fastest round, and plain and ours each have the token budget that suits them best. Tokens are real ones:
+Rows are cut into slices, and each slice goes through all parts in turn before the next one, so that a noisy
+machine disturbs all alike; a part's figure is the sum of its fastest passes over each slice, and plain and
+ours each have the token budget that suits them best. Tokens are real ones:
 padding counts for nothing.
 """
 
@@ -85,6 +86,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="padded gives each row of plain and ours a row of its own; auto packs them where it can",
     )
+    parser.add_argument(
+        "--slices",
+        type=_at_least(1),
+        help="slices into which the rows are cut; 8 on a CPU and 1 on a GPU, which wants large batches",
+    )
     parser.add_argument("--repeats", type=_at_least(1), default=3, help="rounds (%(default)s)")
     parser.add_argument(
         "--one-at-a-time-count",
@@ -152,24 +158,29 @@ def _figures(arguments: argparse.Namespace, device: torch.device) -> dict[str, A
             yield way.sketches
 
     few = tokens[:: max(1, len(tokens) // arguments.one_at_a_time_count)][: arguments.one_at_a_time_count]
+    count = min(len(few), arguments.slices or (8 if device.type == "cpu" else 1))
+    slices, few_slices = ([rows[first::count] for first in range(count)] for rows in (tokens, few))
     sketch, unused = CountSketch(width, arguments.seed), UnusedSketch(width, arguments.seed)
     parts = []
     for budget in dict.fromkeys(arguments.tokens_per_batch):
-        parts.append(teacher_part("plain", teacher, [], budget, tokens, sketch))
-        parts.append(teacher_part("ours", teacher, teacher.weights, budget, tokens, sketch))
+        parts.append(teacher_part("plain", teacher, [], budget, slices, sketch))
+        parts.append(teacher_part("ours", teacher, teacher.weights, budget, slices, sketch))
         if arguments.sketch_share:
-            parts.append(teacher_part("ours, unsketched", teacher, teacher.weights, budget, tokens, unused))
-    parts.append(Part("one at a time", None, few, sketching_alone))
+            parts.append(teacher_part("ours, unsketched", teacher, teacher.weights, budget, slices, unused))
+    parts.append(Part("one at a time", None, few_slices, sketching_alone))
 
     log.print("warming up", highlight=False)
     for part in parts:
         part.warm_up()
-    for number in range(1, arguments.repeats + 1):
+    for repeat in range(arguments.repeats):
+        for number in range(count):
+            for part in parts:
+                part.measure(number, model, device)
         for part in parts:
             budget_text = f", {part.tokens_per_batch} tokens a batch" if part.tokens_per_batch else ""
-            seconds = part.measure(model, device).seconds
             log.print(
-                f"round {number} of {arguments.repeats}: {part.name}{budget_text}: {seconds:.2f} s",
+                f"round {repeat + 1} of {arguments.repeats}: {part.name}{budget_text}: "
+                f"{part.round_seconds[repeat]:.2f} s",
                 highlight=False,
             )
 
@@ -208,7 +219,7 @@ def _figures(arguments: argparse.Namespace, device: torch.device) -> dict[str, A
         "sketch_share": _sketch_share(parts, ours),
         "relative_error_to_autograd": error,
         "cosine_to_autograd": cosine,
-        "figure": f"fastest of {arguments.repeats}",
+        "figure": f"fastest of {arguments.repeats} on each of {count} slices",
         "rows": len(tokens),
         "tokens": sum(len(t.ids) for t in tokens),
         "labelled_tokens": sum(t.labelled for t in tokens),
@@ -231,9 +242,9 @@ def _figures(arguments: argparse.Namespace, device: torch.device) -> dict[str, A
                 "part": part.name,
                 "tokens_per_batch": part.tokens_per_batch,
                 "tokens_per_second": part.tokens_per_second,
-                "seconds": [p.seconds for p in part.passes],
+                "seconds_by_slice": [[p.seconds for p in passes] for passes in part.passes],
                 "padding_share": part.padding_share,
-                "largest_batch": part.passes[0].largest_batch,
+                "largest_batch": part.largest_batch,
                 "peak_memory_bytes": part.peak_memory_bytes,
             }
             for part in parts

@@ -1,4 +1,4 @@
-"""The parts of the benchmark of gradients: ways over the same rows, each measured pass by pass."""
+"""The parts of the benchmark of gradients: ways over the same rows, each measured slice by slice."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -28,47 +28,62 @@ class UnusedSketch(CountSketch):
 
 @dataclass
 class Part:
-    """One way over some rows, and the passes that were measured.
+    """One way over some rows, slice by slice, and the passes that were measured.
 
     `ready` sets up what is not to be timed, and takes it away afterwards.
     """
 
     name: str
     tokens_per_batch: int | None
-    tokens: list[Tokens]
+    slices: list[list[Tokens]]
     ready: Callable[[], AbstractContextManager[Work]]
-    passes: list[Pass] = field(default_factory=list)
+    passes: list[list[Pass]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.passes = [[] for _ in self.slices]
 
     def warm_up(self) -> None:
         """An uncounted pass over some of the rows."""
         with self.ready() as work:
-            work(self.tokens[::_WARM_UP_EVERY])
+            work(self.slices[0][::_WARM_UP_EVERY])
 
-    def measure(self, model: nn.Module, device: torch.device) -> Pass:
-        """One more counted pass."""
+    def measure(self, number: int, model: nn.Module, device: torch.device) -> None:
+        """One more counted pass over the slice of this number."""
         with self.ready() as work:
-            self.passes.append(one_pass(lambda: work(self.tokens), model, device))
-        return self.passes[-1]
+            self.passes[number].append(one_pass(lambda: work(self.slices[number]), model, device))
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(t.ids) for rows in self.slices for t in rows)
+
+    @property
+    def round_seconds(self) -> list[float]:
+        """Of each round over all slices."""
+        return [sum(p.seconds for p in passes) for passes in zip(*self.passes, strict=True)]
 
     @property
     def seconds(self) -> float:
-        """Of the fastest pass."""
-        return min(p.seconds for p in self.passes)
+        """Of the fastest pass over each slice, in all."""
+        return sum(min(p.seconds for p in passes) for passes in self.passes)
 
     @property
     def tokens_per_second(self) -> float:
-        return sum(len(t.ids) for t in self.tokens) / self.seconds
+        return self.tokens / self.seconds
 
     @property
     def padding_share(self) -> float:
         """Share of positions that were padding."""
-        return 1 - sum(len(t.ids) for t in self.tokens) / self.passes[0].positions
+        return 1 - self.tokens / sum(passes[0].positions for passes in self.passes)
+
+    @property
+    def largest_batch(self) -> int:
+        return max(passes[0].largest_batch for passes in self.passes)
 
     @property
     def peak_memory_bytes(self) -> int | None:
         """Of the pass that took most."""
-        peaks = [p.peak_memory_bytes for p in self.passes if p.peak_memory_bytes is not None]
-        return max(peaks, default=None)
+        found = [p.peak_memory_bytes for passes in self.passes for p in passes]
+        return max((peak for peak in found if peak is not None), default=None)
 
 
 def teacher_part(
@@ -76,7 +91,7 @@ def teacher_part(
     teacher: Teacher,
     weights: Sequence[AdapterWeights],
     budget: int,
-    tokens: list[Tokens],
+    slices: list[list[Tokens]],
     sketch: CountSketch,
 ) -> Part:
     """Sketching by a teacher of the same model with these adapter weights and token budget."""
@@ -88,4 +103,4 @@ def teacher_part(
         if not (losses > 0).all():
             raise RunFailed(f"{name}: a row has no loss, or does not fit into memory; lower --max-tokens")
 
-    return Part(name, budget, tokens, lambda: nullcontext(work))
+    return Part(name, budget, slices, lambda: nullcontext(work))

@@ -32,7 +32,7 @@ def show_gradients(figures: dict[str, Any]) -> None:
     console.print(
         f"{figures['rows']} rows, {figures['tokens']} tokens ({figures['labelled_tokens']} labelled), "
         f"{figures['layout']}; {figures['dtype']} on {figures['device_name']}, "
-        f"threads {figures['threads']}; {figures['figure']} rounds"
+        f"threads {figures['threads']}; {figures['figure']}"
     )
     console.print(
         f"ours: {figures['ratio_to_plain']:.3f} of plain, "
