@@ -107,14 +107,13 @@ def _packed_attention(
         raise CannotPack("the model does not hand arguments on to its attention")
     if attention_mask is not None:
         raise CannotPack("the model masks its attention itself")
-    parts, start = [], 0
-    for run in runs:
-        stop = start + run.count * run.length
-        q, k, v = (
-            # (1, heads, tokens, width) -> (examples, heads, length, width)
-            side[0, :, start:stop].unflatten(1, (run.count, run.length)).transpose(0, 1)
-            for side in (query, key, value)
-        )
+    sizes = [run.count * run.length for run in runs]
+    # Split, not cut out: the gradient of a part cut out is as large as the whole, that of a split is not.
+    sides = zip(*(side[0].split(sizes, dim=1) for side in (query, key, value)), strict=True)
+    parts = []
+    for run, part in zip(runs, sides, strict=True):
+        # (heads, tokens, width) -> (examples, heads, length, width)
+        q, k, v = (side.unflatten(1, (run.count, run.length)).transpose(0, 1) for side in part)
         windowed = sliding_window is not None and run.length > sliding_window
         if q.is_cuda and (windowed or q.dtype == torch.float32):
             # The GPU's fused kernels for these have no groups; what is not fused keeps the whole matrix.
@@ -129,7 +128,6 @@ def _packed_attention(
             enable_gqa=k.shape[1] != q.shape[1],
         )
         parts.append(out.transpose(1, 2).flatten(0, 1))
-        start = stop
     return torch.cat(parts)[None], None
 
 

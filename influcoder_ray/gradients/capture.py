@@ -110,27 +110,30 @@ def outer_sums(narrow: Tensor, wide: Tensor, layout: Layout) -> Tensor:
         wide: (rows, T, O), likewise.
     """
     sizes = [run.count * run.length for run in layout.runs]
+    left, right = (side.reshape(layout.size, -1) for side in (narrow, wide))
+    sums = torch.empty(layout.examples, left.shape[1], right.shape[1], device=wide.device)
     parts = zip(
         layout.runs,
-        narrow.reshape(layout.size, -1).split(sizes),
-        wide.reshape(layout.size, -1).split(sizes),
+        left.split(sizes),
+        right.split(sizes),
+        sums.split([run.count for run in layout.runs]),
         strict=True,
     )
-    sums = [
+    for run, few, many, out in parts:
         _products(
-            left.unflatten(0, (run.count, run.length)).transpose(1, 2),
-            right.unflatten(0, (run.count, run.length)),
+            few.unflatten(0, (run.count, run.length)).transpose(1, 2),
+            many.unflatten(0, (run.count, run.length)),
+            out,
         )
-        for run, left, right in parts
-    ]
-    return sums[0] if len(sums) == 1 else torch.cat(sums)
+    return sums
 
 
-def _products(left: Tensor, right: Tensor) -> Tensor:
-    """Batched matrix products summed, and returned, in float32."""
+def _products(left: Tensor, right: Tensor, out: Tensor) -> None:
+    """Batched matrix products, summed in float32 and written to float32."""
     if left.dtype == torch.float32:
-        return torch.bmm(left, right)
-    if left.is_cuda:
+        torch.bmm(left, right, out=out)
+    elif left.is_cuda:
         # Tensor cores add up 16-bit products in float32; this keeps what they have.
-        return torch.bmm(left, right, out_dtype=torch.float32)
-    return torch.bmm(left.float(), right.float())
+        torch.bmm(left, right, out_dtype=torch.float32, out=out)
+    else:
+        torch.bmm(left.float(), right.float(), out=out)

@@ -5,6 +5,8 @@ generator's stream would not.
 """
 
 import hashlib
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,11 +33,28 @@ def hash_positions(first: int, count: int, key: tuple[int, int], device: torch.d
     return _permute(((mixed + key[1]) & _LOW_32) ^ high)
 
 
-def hash_bits(count: int, key: tuple[int, int], device: torch.device) -> Tensor:
-    """Single hashed bits as float32 (count,) of 0 and 1: each hash gives 32 of them."""
+def hash_of(position: int, key: tuple[int, int]) -> int:
+    """The hashed bits of one position: `hash_positions` in Python's own integers."""
+    return _permute(((_permute((position & _LOW_32) ^ key[0]) + key[1]) & _LOW_32) ^ (position >> 32))
+
+
+def hash_octets(count: int, key: tuple[int, int], device: torch.device) -> Tensor:
+    """The hashes' bits, eight by eight: uint8 of at least `count` bits, the lowest of each hash first."""
     words = hash_positions(0, -(-count // 32), key, device)
-    bits = (words[:, None] >> torch.arange(32, device=device)) & 1
-    return bits.flatten()[:count].float()
+    octets = (words[:, None] >> torch.arange(0, 32, 8, device=device)) & 0xFF
+    return octets.flatten().to(torch.uint8)
+
+
+def signs_of(octets: Tensor, count: int) -> Tensor:
+    """Float32 numbers (count,) of -1 and 1, one for each bit."""
+    return _signs_of_octets(octets.device).index_select(0, octets.int()).flatten()[:count]
+
+
+@cache
+def _signs_of_octets(device: torch.device) -> Tensor:
+    """Float32 (256, 8): the signs that the bits of a number below 256 stand for, lowest first."""
+    bits = (torch.arange(256, device=device)[:, None] >> torch.arange(8, device=device)) & 1
+    return (1 - 2 * bits).float()
 
 
 def uniform(count: int, key: tuple[int, int], bound: float, device: torch.device) -> Tensor:
@@ -44,7 +63,7 @@ def uniform(count: int, key: tuple[int, int], bound: float, device: torch.device
     return (((bits + 0.5) / 2**32 * 2 - 1) * bound).float()
 
 
-def _permute(x: Tensor) -> Tensor:
+def _permute(x: Any) -> Any:
     # Products of two 32-bit numbers wrap in int64; their low 32 bits, which are kept, do not.
     x = x ^ (x >> 16)
     x = (x * 0x7FEB352D) & _LOW_32

@@ -2,7 +2,9 @@
 
 Packed, examples follow each other without a gap, positions begin anew with each, and attention is kept
 inside each (see `attention`). Padded, each has a row of its own, filled up to the longest on the right,
-where causal attention never looks and no loss falls.
+where causal attention never looks and no loss falls. Between the two, packed examples are filled up to few
+different lengths: a device that takes a while to start each operation is better off with a little padding
+than with an operation for every length.
 """
 
 from collections.abc import Sequence
@@ -13,6 +15,8 @@ import torch
 from torch import Tensor
 
 from influcoder_ray.examples.tokens import Tokens
+
+_MOST_RUNS = 8
 
 
 @dataclass(frozen=True)
@@ -55,21 +59,28 @@ class Layout:
         return self.ids.numel()
 
 
-def lay_out(tokens: Sequence[Tokens], *, packed: bool, device: torch.device) -> Layout:
-    """The input of a batch of examples (N,), each with a labelled token."""
+def lay_out(
+    tokens: Sequence[Tokens], *, packed: bool, device: torch.device, most_runs: int | None = None
+) -> Layout:
+    """The input of a batch of examples (N,), each with a labelled token.
+
+    Args:
+        most_runs: of packed examples, into how many lengths at most; any number if None.
+    """
     lengths = [len(t.ids) for t in tokens]
-    places = lengths if packed else [max(lengths)] * len(tokens)
+    places = _filled(lengths, most_runs) if packed else [max(lengths)] * len(tokens)
     ids = torch.zeros(sum(places), dtype=torch.long)
     labelled: list[Tensor] = []
     start = 0
-    for t, length, place in zip(tokens, lengths, places, strict=True):
-        ids[start : start + length] = torch.tensor(t.ids)
+    for t, place in zip(tokens, places, strict=True):
+        stop = start + len(t.ids)
+        ids[start:stop] = torch.tensor(t.ids)
         # The logits that predict token i stand at position i - 1.
-        labelled.append(torch.arange(start + t.labelled_from - 1, start + length - 1))
+        labelled.append(torch.arange(start + t.labelled_from - 1, stop - 1))
         start += place
     predicting = torch.cat(labelled)
     rows = 1 if packed else len(tokens)
-    positions = torch.cat([torch.arange(n) for n in lengths])[None].to(device) if packed else None
+    positions = torch.cat([torch.arange(n) for n in places])[None].to(device) if packed else None
     return Layout(
         ids=ids.view(rows, -1).to(device),
         positions=positions,
@@ -78,3 +89,16 @@ def lay_out(tokens: Sequence[Tokens], *, packed: bool, device: torch.device) -> 
         counts=torch.tensor([t.labelled for t in tokens]).to(device),
         runs=tuple(Run(len(list(group)), length) for length, group in groupby(places)),
     )
+
+
+def most_runs_on(device: torch.device) -> int | None:
+    """How many runs suit a device: on a GPU each is one more operation for every module."""
+    return None if device.type == "cpu" else _MOST_RUNS
+
+
+def _filled(lengths: Sequence[int], most_runs: int | None) -> list[int]:
+    """What packed examples take: their lengths, or, neighbours in equal groups, those of the longest."""
+    if most_runs is None or len({*lengths}) <= most_runs:
+        return list(lengths)
+    size = -(-len(lengths) // most_runs)
+    return [max(lengths[row - row % size : row - row % size + size]) for row in range(len(lengths))]

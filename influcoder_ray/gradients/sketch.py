@@ -16,9 +16,7 @@ no order and no atomics, so that they are the same on every device and in every 
 import torch
 from torch import Tensor
 
-from influcoder_ray.gradients.hashing import hash_bits, hash_positions, key_of
-
-_CPU = torch.device("cpu")
+from influcoder_ray.gradients.hashing import hash_octets, hash_of, key_of, signs_of
 
 
 class CountSketch:
@@ -32,6 +30,8 @@ class CountSketch:
     def __init__(self, width: int, seed: int) -> None:
         self.width = width
         self.seed = seed
+        # A bit for each parameter that was met: a third of the sketch's time went into hashing them anew.
+        self._octets: dict[tuple[str, int, torch.device], Tensor] = {}
 
     def add(self, sketches: Tensor, gradients: Tensor, name: str) -> None:
         """Add a parameter's gradients to sketches, in place.
@@ -50,14 +50,20 @@ class CountSketch:
 
     def buckets(self, count: int, name: str, device: torch.device) -> list[Tensor]:
         """The bucket of each of a parameter's entries, block by block: int64 (at most D,) each."""
-        blocks = -(-count // self.width)
-        draws = hash_positions(0, 2 * blocks, key_of(self.seed, "buckets", name), _CPU).tolist()
+        key = key_of(self.seed, "buckets", name)
         place = torch.arange(min(count, self.width), dtype=torch.int64, device=device)
         return [
-            (place[: count - block * self.width] * (multiplier | 1) + shift) & (self.width - 1)
-            for block, (multiplier, shift) in enumerate(zip(draws[::2], draws[1::2], strict=True))
+            (
+                place[: count - block * self.width] * (hash_of(2 * block, key) | 1)
+                + hash_of(2 * block + 1, key)
+            )
+            & (self.width - 1)
+            for block in range(-(-count // self.width))
         ]
 
     def signs(self, count: int, name: str, device: torch.device) -> Tensor:
         """The sign of each of a parameter's entries: float32 (count,) of -1 and 1."""
-        return 1 - 2 * hash_bits(count, key_of(self.seed, "signs", name), device)
+        parameter = (name, count, device)
+        if parameter not in self._octets:
+            self._octets[parameter] = hash_octets(count, key_of(self.seed, "signs", name), device)
+        return signs_of(self._octets[parameter], count)

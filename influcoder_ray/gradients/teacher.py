@@ -18,7 +18,7 @@ from influcoder_ray.gradients.adapter import AdapterWeights, adapter_weights, fi
 from influcoder_ray.gradients.attention import why_not_packed
 from influcoder_ray.gradients.budget import CPU_TOKENS, tokens_per_batch
 from influcoder_ray.gradients.capture import Consumer
-from influcoder_ray.gradients.layout import Layout, lay_out
+from influcoder_ray.gradients.layout import Layout, lay_out, most_runs_on
 from influcoder_ray.gradients.loading import load_config, load_model, weights_dtype
 from influcoder_ray.gradients.optimizer import OptimizerState
 from influcoder_ray.gradients.passes import run_passes
@@ -205,7 +205,12 @@ class Teacher:
         return gradients
 
     def _lay_out(self, tokens: Sequence[Tokens]) -> Layout:
-        return lay_out(tokens, packed=self.layout == "packed", device=self.device)
+        return lay_out(
+            tokens,
+            packed=self.layout == "packed",
+            device=self.device,
+            most_runs=most_runs_on(self.device),
+        )
 
     def _passes(self, layout: Layout, consume: Consumer) -> Tensor:
         with _products("high" if self.spec.dtype == "tf32" else "highest"):

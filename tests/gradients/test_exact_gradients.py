@@ -1,9 +1,11 @@
 """Every example's gradient out of a batch is autograd's own, of that example alone, through PEFT."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from transformers import AutoModelForCausalLM
 from influcoder_ray.errors import UserError
 from influcoder_ray.examples import Example
 from influcoder_ray.examples.tokens import Tokens
+from influcoder_ray.gradients import teacher as teacher_module
 from influcoder_ray.gradients.adapter import AdapterWeights, TargetModule, adapter_weights, find_targets
 from influcoder_ray.gradients.capture import capturing
 from influcoder_ray.gradients.layout import lay_out
@@ -245,33 +248,54 @@ def test_raw_text_and_prompt_with_response_from_a_folder_are_exact(
     assert relative_errors(found, expected).max() <= TOLERANCE
 
 
-Llama = tuple[torch.nn.Module, list[AdapterWeights], list[Tokens], np.ndarray]
+Reference = tuple[torch.nn.Module, list[AdapterWeights], list[Tokens], np.ndarray]
 
 
 @pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Llama:
-    """A model with a trained adapter, examples, and their gradients one at a time through PEFT."""
-    folder = tmp_path_factory.mktemp("trained")
-    model = causal_lm(causal_config("llama"))
-    spec = trained_adapter(model, folder, r=2, target_modules=["q_proj", "down_proj"])
-    weights = adapter_weights(find_targets(model.config, spec), spec, seed=1, device=CPU, dtype=torch.float32)
-    tokens = some_tokens(LENGTHS)
-    peft_model = PeftModel.from_pretrained(copy.deepcopy(model), folder, is_trainable=True)
-    return model, weights, tokens, alone_through_peft(peft_model, weights, tokens)[0]
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Reference]:
+    """A family's model with an adapter, examples, and their gradients one at a time through PEFT."""
+
+    @cache
+    def made(family: str, kind: str) -> Reference:
+        folder = tmp_path_factory.mktemp("trained")
+        model = causal_lm(causal_config(family))
+        tokens = some_tokens(LENGTHS)
+        spec = AdapterSpec(rank=2)
+        if kind == "trained":
+            spec = trained_adapter(model, folder, r=2, target_modules="all-linear")
+        weights = adapter_weights(
+            find_targets(model.config, spec), spec, seed=1, device=CPU, dtype=torch.float32
+        )
+        if kind == "trained":
+            peft_model = PeftModel.from_pretrained(copy.deepcopy(model), folder, is_trainable=True)
+        else:
+            peft_model = peft_with_fresh(model, weights, r=2, lora_alpha=4, target_modules="all-linear")
+        return model, weights, tokens, alone_through_peft(peft_model, weights, tokens)[0]
+
+    return made
 
 
 @given(
+    st.sampled_from(list(CAUSAL_CONFIGS)),
+    st.sampled_from(["fresh", "trained"]),
     st.lists(st.integers(0, len(LENGTHS) - 1), min_size=1, max_size=12),
     st.integers(8, 300),
-    st.sampled_from(["auto", "padded"]),
+    st.sampled_from(["packed", "packed into two lengths", "padded"]),
 )
 @settings(max_examples=1000, deadline=None)
 def test_neighbours_padding_packing_order_and_budget_do_not_touch_a_gradient(
-    llama: Llama, rows: list[int], tokens_per_batch: int, layout: str
+    reference: Callable[[str, str], Reference],
+    family: str,
+    kind: str,
+    rows: list[int],
+    tokens_per_batch: int,
+    layout: str,
 ) -> None:
     """Prevents influence that depends on which examples happened to share a batch."""
-    model, weights, tokens, expected = llama
-    found = teacher_of(model, weights, tokens_per_batch, layout).gradients([tokens[row] for row in rows])
+    model, weights, tokens, expected = reference(family, kind)
+    teacher = teacher_of(model, weights, tokens_per_batch, "padded" if layout == "padded" else "auto")
+    with patch.object(teacher_module, "most_runs_on", lambda device: 2 if "two" in layout else None):
+        found = teacher.gradients([tokens[row] for row in rows])
     assert relative_errors(found, expected[rows]).max() <= TOLERANCE
 
 

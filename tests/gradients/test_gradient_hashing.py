@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from influcoder_ray.gradients.hashing import hash_bits, hash_positions, key_of, uniform
+from influcoder_ray.gradients.hashing import hash_octets, hash_of, hash_positions, key_of, signs_of, uniform
 
 CPU = torch.device("cpu")
 WORDS = st.integers(0, 2**32 - 1)
@@ -101,7 +101,13 @@ def test_uniform_numbers_never_change() -> None:
 
 @given(st.integers(0, 100), WORDS, WORDS)
 @settings(max_examples=30, deadline=None)
-def test_single_bits_are_the_bits_of_the_hashes_in_order(count: int, low: int, high: int) -> None:
+def test_signs_are_the_bits_of_the_hashes_in_order(count: int, low: int, high: int) -> None:
     """Prevents a bit from being used twice, or a sign from changing with how many are asked for."""
-    bits = hash_bits(count, (low, high), CPU)
-    assert bits.tolist() == [hashed(i // 32, (low, high)) >> i % 32 & 1 for i in range(count)]
+    signs = signs_of(hash_octets(count, (low, high), CPU), count)
+    assert signs.tolist() == [1 - 2 * (hashed(i // 32, (low, high)) >> i % 32 & 1) for i in range(count)]
+
+
+@given(st.integers(0, 2**50), WORDS, WORDS)
+def test_the_hash_of_one_position_is_that_of_a_tensor_of_them(position: int, low: int, high: int) -> None:
+    """Prevents two hashes under one name."""
+    assert hash_of(position, (low, high)) == int(hash_positions(position, 1, (low, high), CPU))

@@ -24,13 +24,13 @@ def batches(draw: st.DrawFn) -> list[Tokens]:
     ]
 
 
-@given(batches(), st.booleans())
-@settings(max_examples=100, deadline=None)
+@given(batches(), st.booleans(), st.sampled_from([None, 1, 2, 3]))
+@settings(max_examples=200, deadline=None)
 def test_every_labelled_token_is_predicted_from_its_own_examples_tokens_before_it(
-    tokens: list[Tokens], packed: bool
+    tokens: list[Tokens], packed: bool, most_runs: int | None
 ) -> None:
     """Prevents a target of a neighbour, a label one position off, or the last label lost."""
-    layout = lay_out(tokens, packed=packed, device=CPU)
+    layout = lay_out(tokens, packed=packed, device=CPU, most_runs=most_runs)
     ids, labelled = layout.ids.flatten().tolist(), layout.labelled.tolist()
     assert layout.examples == len(tokens)
     assert layout.counts.tolist() == [t.labelled for t in tokens]
@@ -55,6 +55,22 @@ def test_packed_input_has_no_padding_and_padded_input_a_row_an_example() -> None
     assert padded.ids.shape == (3, 3)
     assert padded.runs == (Run(3, 3),)
     assert padded.positions is None
+
+
+@given(st.lists(st.integers(2, 90), min_size=1, max_size=60), st.integers(1, 9))
+@settings(max_examples=100, deadline=None)
+def test_few_lengths_are_had_for_little_padding(lengths: list[int], most_runs: int) -> None:
+    """Prevents an operation for every length on a GPU, and examples filled up without need."""
+    lengths = sorted(lengths, reverse=True)
+    tokens = [Tokens(tuple(range(n)), 1, False) for n in lengths]
+    layout = lay_out(tokens, packed=True, device=CPU, most_runs=most_runs)
+    assert len(layout.runs) <= most_runs
+    assert layout.size <= len(lengths) * lengths[0]
+    if len(set(lengths)) <= most_runs:
+        assert layout.size == sum(lengths)
+    # A group is filled up by no more than lengths fall within it.
+    size = -(-len(lengths) // most_runs)
+    assert layout.size - sum(lengths) <= size * (lengths[0] - lengths[-1])
 
 
 @pytest.mark.parametrize("packed", [True, False])
