@@ -17,6 +17,9 @@ from torch import Tensor
 from influcoder_ray.examples.tokens import Tokens
 
 _MOST_RUNS = 8
+# The output head sees as many positions at a time: what is left over of a product of few rows by the whole
+# vocabulary, BLAS adds up one after the other, at a hundred times the rounding error.
+HEAD_ROWS = 8
 
 
 @dataclass(frozen=True)
@@ -34,8 +37,9 @@ class Layout:
     Attributes:
         ids: (rows, T) token ids.
         positions: (rows, T) of each token in its example; None where each row begins at 0.
-        labelled: positions, counted through all rows, whose logits predict a token that carries loss.
-        targets: that token's id for each of these.
+        labelled: positions, counted through all rows, whose logits predict a token that carries loss; some
+            that do not fill up the last of `HEAD_ROWS`.
+        targets: the token's id for each of those that do.
         counts: (N,) labelled positions of each example.
         runs: every position of the input, row after row, belongs to one example; these are the
             examples' lengths in order, padding included.
@@ -79,12 +83,13 @@ def lay_out(
         labelled.append(torch.arange(start + t.labelled_from - 1, stop - 1))
         start += place
     predicting = torch.cat(labelled)
+    filling = torch.zeros(-len(predicting) % HEAD_ROWS, dtype=torch.long)
     rows = 1 if packed else len(tokens)
     positions = torch.cat([torch.arange(n) for n in places])[None].to(device) if packed else None
     return Layout(
         ids=ids.view(rows, -1).to(device),
         positions=positions,
-        labelled=predicting.to(device),
+        labelled=torch.cat([predicting, filling]).to(device),
         targets=ids[predicting + 1].to(device),
         counts=torch.tensor([t.labelled for t in tokens]).to(device),
         runs=tuple(Run(len(list(group)), length) for length, group in groupby(places)),

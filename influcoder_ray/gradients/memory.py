@@ -41,7 +41,7 @@ from transformers import PretrainedConfig
 from influcoder_ray.errors import UserError
 from influcoder_ray.gradients.adapter import AdapterWeights, find_targets
 from influcoder_ray.gradients.attention import CannotPack
-from influcoder_ray.gradients.layout import Layout, Run
+from influcoder_ray.gradients.layout import HEAD_ROWS, Layout, Run
 from influcoder_ray.gradients.loading import arithmetic_dtype, checkpoint_layers, skeleton, weights_dtype
 from influcoder_ray.gradients.passes import run_passes
 from influcoder_ray.gradients.sketch import CountSketch
@@ -471,7 +471,7 @@ def _bare_layout(examples: int, length: int, labelled_tokens: int, *, packed: bo
     return Layout(
         ids=torch.empty(shape, dtype=torch.long, device=_META),
         positions=torch.empty(shape, dtype=torch.long, device=_META) if packed else None,
-        labelled=torch.empty(labelled_tokens, dtype=torch.long, device=_META),
+        labelled=torch.empty(labelled_tokens + -labelled_tokens % HEAD_ROWS, dtype=torch.long, device=_META),
         targets=torch.empty(labelled_tokens, dtype=torch.long, device=_META),
         counts=torch.empty(examples, dtype=torch.long, device=_META),
         runs=(Run(examples, length),),

@@ -31,7 +31,9 @@ def run_passes(model: nn.Module, weights: list[AdapterWeights], layout: Layout, 
         arguments = stack.enter_context(inputs_of(model, layout))
         # Nothing here holds on to the logits: the largest tensor of all goes as soon as autograd lets it.
         token_losses = functional.cross_entropy(
-            model(**arguments, use_cache=False).logits[0].float(), layout.targets, reduction="none"
+            model(**arguments, use_cache=False).logits[0, : len(layout.targets)].float(),
+            layout.targets,
+            reduction="none",
         )
         losses = torch.segment_reduce(token_losses, "mean", lengths=layout.counts)
         begin_backward()

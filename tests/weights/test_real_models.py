@@ -45,6 +45,9 @@ def test_batched_gradients_equal_peft_one_at_a_time(causal_lm: Path) -> None:
             "b", "Name the capital of Japan and say where it lies.", "Tokyo, on the island of Honshu.", "f:1"
         ),
         Example("c", "", "Bread is made of flour, water, salt and yeast.", "f:2"),
+        # A few labelled tokens: products of few rows by the whole vocabulary round badly.
+        Example("d", "What is seven times eight?", "56", "f:3"),
+        Example("e", "Is a whale a fish?", "No", "f:4"),
     ]
     spec = ModelSpec(path=str(causal_lm), template="plain", max_tokens=64)
     teacher = Teacher.load(spec, AdapterSpec(rank=4), seed=0, device=torch.device("cpu"))
@@ -66,6 +69,8 @@ def test_batched_gradients_equal_peft_one_at_a_time(causal_lm: Path) -> None:
         model(input_ids=ids, labels=labels).loss.backward()
         alone = torch.cat([layer.lora_B["default"].weight.grad.flatten() for layer in layers]).numpy()
         assert np.linalg.norm(ours[row] - alone) <= 1e-5 * np.linalg.norm(alone)
+        by_itself = teacher.gradients([t])[0]
+        assert np.linalg.norm(ours[row] - by_itself) <= 1e-5 * np.linalg.norm(by_itself)
 
 
 @pytest.fixture(scope="module")
