@@ -37,6 +37,7 @@ def _sketches(values: np.ndarray, dtype: str) -> pa.Table:
         "split": ["train"] * rows,
         "sketch": [row.astype(dtype).tobytes() for row in values],
         **{name: [1.0] * rows for name in ("sketch_norm", "gradient_norm", "loss")},
+        "module_norms": [[0.6, 0.8]] * rows,
         **{name: [3] * rows for name in ("tokens", "labelled_tokens")},
         "truncated": [False] * rows,
     }
