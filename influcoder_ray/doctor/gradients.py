@@ -16,8 +16,9 @@ from influcoder_ray.examples import Example
 from influcoder_ray.gradients.adapter import find_targets
 from influcoder_ray.gradients.budget import tokens_per_batch
 from influcoder_ray.gradients.coverage import coverage
+from influcoder_ray.gradients.dry_run import Unpredictable
 from influcoder_ray.gradients.loading import load_config
-from influcoder_ray.gradients.memory import Unpredictable, predict_memory
+from influcoder_ray.gradients.memory import predict_memory
 from influcoder_ray.gradients.selfcheck import BATCH_TOLERANCE, LEAST_COSINE, SelfCheck, self_check
 from influcoder_ray.gradients.specs import AdapterSpec, ModelSpec
 from influcoder_ray.gradients.widths import ENOUGH_AGREEMENT, ENOUGH_ERROR_SHARE

@@ -3,7 +3,8 @@
 import torch
 from transformers import PretrainedConfig
 
-from influcoder_ray.gradients.memory import Unpredictable, tokens_per_batch_within
+from influcoder_ray.gradients.dry_run import Unpredictable
+from influcoder_ray.gradients.memory import tokens_per_batch_within
 from influcoder_ray.gradients.specs import AdapterSpec, ModelSpec
 
 # Of a CPU's: from here on more tokens make a product no faster, and the caches hold less of them.

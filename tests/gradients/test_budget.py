@@ -9,7 +9,8 @@ from tiny import causal_config
 from influcoder_ray.errors import UserError
 from influcoder_ray.gradients import budget
 from influcoder_ray.gradients.budget import CPU_TOKENS, MOST_TOKENS, tokens_per_batch
-from influcoder_ray.gradients.memory import Unpredictable, predict_memory
+from influcoder_ray.gradients.dry_run import Unpredictable
+from influcoder_ray.gradients.memory import predict_memory
 from influcoder_ray.gradients.specs import AdapterSpec, ModelSpec
 
 GPU = torch.device("cuda")

@@ -15,16 +15,12 @@ from influcoder_ray.errors import UserError
 from influcoder_ray.examples.tokens import Tokens
 from influcoder_ray.gradients.adapter import AdapterWeights, find_targets
 from influcoder_ray.gradients.attention import CannotPack
+from influcoder_ray.gradients.dry_run import Kept, LiveBytes, StorageCount, Unpredictable, measure
 from influcoder_ray.gradients.layout import lay_out
 from influcoder_ray.gradients.loading import checkpoint_layers, skeleton
 from influcoder_ray.gradients.memory import (
-    Kept,
-    LiveBytes,
     MemoryPrediction,
     Predictor,
-    StorageCount,
-    Unpredictable,
-    measure,
     predict_memory,
     tokens_per_batch_within,
 )
