@@ -36,6 +36,7 @@ from torch import Tensor
 
 from influcoder_ray.errors import UserError
 from influcoder_ray.gradients.adapter import TargetModule
+from influcoder_ray.gradients.specs import AdapterSpec
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _PREFIX = "base_model.model."
@@ -126,6 +127,19 @@ class OptimizerState:
         m = (self.beta1 * first + (1 - self.beta1) * gradients) / (1 - self.beta1 ** (self.step + 1))
         v = gradients.square().mul_(1 - self.beta2).add_(self.beta2 * second)
         return m.div_(v.div_(1 - self.beta2 ** (self.step + 1)).sqrt_().add_(self.eps))
+
+
+def state_of(
+    adapter: AdapterSpec, targets: Sequence[TargetModule], device: torch.device | None = None
+) -> OptimizerState | None:
+    """The state that lies in a trained adapter's folder; None where the settings name none.
+
+    Raises:
+        UserError: as `OptimizerState.load`.
+    """
+    if adapter.path is None or adapter.optimizer_state is None:
+        return None
+    return OptimizerState.load(Path(adapter.path) / adapter.optimizer_state, targets, device=device)
 
 
 def save_optimizer_state(

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -20,7 +19,7 @@ from influcoder_ray.gradients.budget import CPU_TOKENS, tokens_per_batch
 from influcoder_ray.gradients.capture import Consumer
 from influcoder_ray.gradients.layout import Layout, lay_out, most_runs_on
 from influcoder_ray.gradients.loading import load_config, load_model, weights_dtype
-from influcoder_ray.gradients.optimizer import OptimizerState
+from influcoder_ray.gradients.optimizer import state_of
 from influcoder_ray.gradients.passes import run_passes
 from influcoder_ray.gradients.sketch import CountSketch
 from influcoder_ray.gradients.specs import AdapterSpec, ModelSpec
@@ -97,9 +96,7 @@ class Teacher:
         model = load_model(spec, device)
         weights = adapter_weights(targets, adapter, seed=seed, device=device, dtype=weights_dtype(spec))
         dtype = next(model.parameters()).dtype
-        state = None
-        if adapter.path is not None and adapter.optimizer_state is not None:
-            state = OptimizerState.load(Path(adapter.path) / adapter.optimizer_state, targets, device=device)
+        state = state_of(adapter, targets, device)
         tokenizer = load_tokenizer(spec.path, setting="model.path", trust_remote_code=spec.trust_remote_code)
         return Teacher(
             model,

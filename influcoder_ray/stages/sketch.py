@@ -1,7 +1,6 @@
 """Sketch: every sampled example's loss gradient, by the teacher, as a CountSketch."""
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from influcoder_ray.config import PipelineSettings
 from influcoder_ray.errors import UserError
@@ -31,12 +30,10 @@ def check(settings: PipelineSettings) -> None:
     from influcoder_ray.examples.tokenizer import load_tokenizer
     from influcoder_ray.gradients.adapter import find_targets
     from influcoder_ray.gradients.loading import load_config
-    from influcoder_ray.gradients.optimizer import OptimizerState
+    from influcoder_ray.gradients.optimizer import state_of
 
     model, adapter = at_hand(settings.model), at_hand(settings.adapter)
-    targets = find_targets(load_config(model), adapter)
-    if adapter.path is not None and adapter.optimizer_state is not None:
-        OptimizerState.load(Path(adapter.path) / adapter.optimizer_state, targets)
+    state_of(adapter, find_targets(load_config(model), adapter))
     tokenizer = load_tokenizer(model.path, setting="model.path", trust_remote_code=model.trust_remote_code)
     if model.template == "chat" and not tokenizer.chat_template:
         raise UserError(f"model.template: {model.path} has no chat template; use plain or auto")
