@@ -30,7 +30,7 @@ class CountSketch:
     def __init__(self, width: int, seed: int) -> None:
         self.width = width
         self.seed = seed
-        # A bit for each parameter that was met: a third of the sketch's time went into hashing them anew.
+        # A bit for each parameter that was met: nearly half of the sketch's time went into hashing them anew.
         self._octets: dict[tuple[str, int, torch.device], Tensor] = {}
 
     def add(self, sketches: Tensor, gradients: Tensor, name: str) -> None:
