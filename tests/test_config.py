@@ -60,7 +60,7 @@ def test_overrides_reach_inner_settings_as_yaml_values(tmp_path: Path) -> None:
         ("sketch.width=1000", "sketch.width"),
         ("workers.sketch={min: 3, max: 2}", "below min"),
         ("sample={test_share: 0.6, validation_share: 0.5}", "nothing to train on"),
-        ("corpus.columns={text: a, response: b}", "name one of"),
+        ("corpus.columns={text: a, messages: b}", "name one of"),
     ],
 )
 def test_a_bad_override_is_refused_by_name(override: str, part: str, tmp_path: Path) -> None:

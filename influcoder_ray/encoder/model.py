@@ -56,7 +56,9 @@ class Encoder:
 
     def windows(self, examples: Sequence[Example]) -> tuple[list[list[int]], list[bool]]:
         """Token ids of each example inside this encoder's window, and whether anything was cut."""
-        return text_window(examples, self.tokenizer, max_tokens=self.spec.max_tokens)
+        return text_window(
+            examples, self.tokenizer, max_tokens=self.spec.max_tokens, separator=self.spec.separator
+        )
 
     def vectors(
         self, windows: Sequence[Sequence[int]], report: Callable[[int], None] = lambda rows: None

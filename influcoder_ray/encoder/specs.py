@@ -19,6 +19,11 @@ class EncoderSpec(Spec):
     max_tokens: int = Field(
         default=256, ge=8, description="The window: tokens of a text that are used, special tokens included."
     )
+    separator: str | None = Field(
+        default=None,
+        description="What stands between prompt and response; the tokenizer's own separator if unset, "
+        "and a line break where it has none.",
+    )
     tokens_per_batch: int = Field(
         default=2048, ge=8, description="Tokens of one forward pass, padding included."
     )

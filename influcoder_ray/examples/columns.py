@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field, model_validator
 
@@ -12,7 +12,10 @@ from influcoder_ray.tables.json_lines import Unreadable
 
 
 class ColumnSpec(Spec):
-    """The columns of a corpus: raw text, or a prompt and a response, or chat messages."""
+    """The columns of a corpus: raw text, a prompt and a response, or chat messages.
+
+    A mixed corpus names both text and prompt and response; each of its rows fills one of them.
+    """
 
     id: str | None = Field(
         default=None, description="Column with unique ids; without one an id is '<file>:<row>'."
@@ -35,15 +38,11 @@ class ColumnSpec(Spec):
         if "" in (self.id, self.text, *self.prompts, self.response, self.messages):
             raise ValueError("a column's name is empty; leave the field out or name the column")
         pair = self.prompt is not None or self.response is not None
-        if sum([self.text is not None, pair, self.messages is not None]) != 1:
-            raise ValueError("name one of: text; prompt and response; messages")
+        if (self.messages is None) == (self.text is None and not pair):
+            raise ValueError("name one of: text; prompt and response; both of these; messages")
         if pair and (not self.prompts or self.response is None):
             raise ValueError("prompt and response go together")
         return self
-
-    @property
-    def kind(self) -> Literal["text", "pair", "chat"]:
-        return "text" if self.text else "chat" if self.messages else "pair"
 
     @property
     def prompts(self) -> tuple[str, ...]:
@@ -101,7 +100,9 @@ def examples_from_cells(
 def _example(row: Mapping[str, Any], columns: ColumnSpec, example_id: str, source: str) -> Example:
     if columns.messages:
         return _from_messages(row[columns.messages], example_id, source)
-    if columns.text:
+    if columns.text and not (columns.response and row[columns.text] in (None, "", b"")):
+        if columns.response and row[columns.response] not in (None, "", b""):
+            raise _Refused("text and response are both filled")
         return Example(example_id, "", _filled(row[columns.text], "text"), source)
     prompts = [_text(row[name], name) for name in columns.prompts if row[name] is not None]
     prompt = "\n\n".join(part for part in prompts if part.strip())

@@ -39,7 +39,7 @@ class Example:
 
     @property
     def text(self) -> str:
-        """What the student reads and a person sees."""
+        """What a person sees."""
         return self.response if self.is_raw_text else f"{self.prompt}\n{self.response}"
 
     @cached_property

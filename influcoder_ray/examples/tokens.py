@@ -86,23 +86,24 @@ def loss_tokens(
 
 
 def text_window(
-    examples: Sequence[Example], tokenizer: Any, *, max_tokens: int
+    examples: Sequence[Example], tokenizer: Any, *, max_tokens: int, separator: str | None = None
 ) -> tuple[list[list[int]], list[bool]]:
     """The student's tokens of each example with the tokenizer's special tokens, and whether cut.
 
-    The same rule as the teacher's: the response survives and the prompt loses its head; raw text
-    and a response that alone fills the window lose their tail.
+    Uncut, they are the tokenizer's own of `student_text`. The same rule as the teacher's: the response
+    survives and the prompt loses its head; raw text and a response that alone fills the window lose
+    their tail.
     """
     if not examples:
         return [], []
     limit = max_tokens * CHARACTERS_PER_TOKEN
+    between = _separator(tokenizer, separator)
     begin, end = _special_frame(tokenizer)
     room = max_tokens - len(begin) - len(end)
     texts, starts, cuts = [], [], []
     for example in examples:
-        response = example.response[:limit]
-        prompt = "" if example.is_raw_text else f"{example.prompt[-limit:]}\n"
-        texts.append(prompt + response)
+        prompt = "" if example.is_raw_text else example.prompt[-limit:] + between
+        texts.append(prompt + example.response[:limit])
         starts.append(len(prompt))
         cuts.append(len(example.response) > limit or len(example.prompt) > limit)
     encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
@@ -116,6 +117,21 @@ def text_window(
             ids = ids[first : first + room]
         windows.append(begin + ids + end)
     return windows, cuts
+
+
+def student_text(example: Example, tokenizer: Any, separator: str | None = None) -> str:
+    """What the student reads of an example: prompt, separator, response; raw text as it is.
+
+    Args:
+        separator: the tokenizer's own if None, else a line break: the loss falls behind it alone, so it
+            has to be seen, and many tokenizers drop line breaks.
+    """
+    prompt = "" if example.is_raw_text else example.prompt + _separator(tokenizer, separator)
+    return prompt + example.response
+
+
+def _separator(tokenizer: Any, separator: str | None) -> str:
+    return separator if separator is not None else str(tokenizer.sep_token or "\n")
 
 
 def _special_frame(tokenizer: Any) -> tuple[list[int], list[int]]:

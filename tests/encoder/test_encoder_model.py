@@ -18,6 +18,7 @@ from influcoder_ray.encoder.model import Encoder, check_encoder
 from influcoder_ray.encoder.specs import EncoderSpec
 from influcoder_ray.errors import UserError
 from influcoder_ray.examples import Example
+from influcoder_ray.examples.tokens import student_text
 
 CPU = torch.device("cpu")
 EXAMPLES = [
@@ -54,7 +55,7 @@ def test_vectors_equal_transformers_and_sentence_transformers(
 
     encoder = loaded(encoder_folder, pooling=pooling)
     vectors, cut = encoder.embed(EXAMPLES)
-    texts = [e.text for e in EXAMPLES]
+    texts = [student_text(e, encoder.tokenizer) for e in EXAMPLES]
     assert vectors.dtype == np.float32
     assert cut == [False, False, False, False, True]
     np.testing.assert_allclose(vectors, hugging_face_vectors(encoder_folder, texts, pooling), atol=1e-5)
@@ -83,7 +84,7 @@ def test_a_folder_that_sentence_transformers_saved_is_read_with_its_pooling(
     there.save(str(tmp_path))
     encoder = loaded(tmp_path)
     assert encoder.pooling == pooling
-    texts = [e.text for e in EXAMPLES[:4]]
+    texts = [student_text(e, encoder.tokenizer) for e in EXAMPLES[:4]]
     expected = there.encode(texts, normalize_embeddings=True)
     np.testing.assert_allclose(encoder.embed(EXAMPLES[:4])[0], expected, atol=1e-5)
 

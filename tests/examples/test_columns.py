@@ -22,6 +22,9 @@ CHAT = ColumnSpec(messages="m")
 PNG = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\x00\x00\x01"
 
 
+MIXED = ColumnSpec(text="t", prompt="q", response="a")
+
+
 def _read(path: Path, columns: ColumnSpec) -> tuple[list[Example], list[Unusable]]:
     """Every example and unusable row of a file, as a stage reads it."""
     examples: list[Example] = []
@@ -49,7 +52,8 @@ def _one(columns: ColumnSpec, **cells: Any) -> Example | str:
     [
         {},
         {"id": "i"},
-        {"text": "t", "prompt": "p", "response": "r"},
+        {"text": "t", "prompt": "p"},
+        {"text": "t", "response": "r"},
         {"text": "t", "messages": "m"},
         {"messages": "m", "response": "r"},
         {"prompt": "p"},
@@ -68,12 +72,11 @@ def test_columns_that_name_no_kind_two_kinds_or_something_unknown_are_refused(fi
         ColumnSpec.model_validate(fields)
 
 
-def test_a_column_spec_knows_its_kind_and_names_each_column_once() -> None:
+def test_a_column_spec_names_each_column_once() -> None:
     """Prevents a column from being read twice, or the user's ids from not being read."""
     joined = ColumnSpec.model_validate({"id": "q", "prompt": ["q", "more"], "response": "a"})
-    assert (joined.kind, joined.names) == ("pair", ["q", "more", "a"])
-    assert (TEXT.kind, TEXT.names) == ("text", ["t"])
-    assert (CHAT.kind, CHAT.names) == ("chat", ["m"])
+    assert joined.names == ["q", "more", "a"]
+    assert [spec.names for spec in (TEXT, CHAT, MIXED)] == [["t"], ["m"], ["t", "q", "a"]]
 
 
 # (prompt, response) as a file holds them, and the reason for which the row is set aside (None: used).
@@ -268,3 +271,17 @@ def test_raw_text_is_the_response_of_an_empty_prompt() -> None:
     example = _one(TEXT, t="words")
     assert isinstance(example, Example)
     assert (example.prompt, example.response, example.is_raw_text) == ("", "words", True)
+
+
+@pytest.mark.parametrize("empty", [None, ""])
+def test_each_row_of_a_mixed_corpus_is_what_its_filled_cells_say(empty: str | None) -> None:
+    """Prevents posts and documents from being dropped, or read as answers to nothing, beside pairs."""
+    raw = _one(MIXED, t="some text", q=empty, a=empty)
+    pair = _one(MIXED, t=empty, q="why", a="because")
+    assert isinstance(raw, Example)
+    assert isinstance(pair, Example)
+    assert (raw.is_raw_text, raw.response) == (True, "some text")
+    assert (pair.prompt, pair.response) == ("why", "because")
+    assert _one(MIXED, t="some text", q="why", a="because") == "text and response are both filled"
+    assert _one(MIXED, t=empty, q="why", a="") == "response is empty"
+    assert _one(MIXED, t=empty, q=empty, a=None) == "response is null"

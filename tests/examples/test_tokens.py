@@ -14,6 +14,7 @@ from influcoder_ray.examples.tokens import (
     Tokens,
     loss_tokens,
     resolve_template,
+    student_text,
     text_window,
 )
 
@@ -27,7 +28,7 @@ CHAT_TEMPLATE = (
 
 
 def _tokenizer(framed: bool, chat: bool) -> Any:
-    """One token a word or line end; `framed`: with special tokens at both ends, as BERT has them."""
+    """One token a word or line end; `framed`: with special tokens at both ends and one between, as BERT's."""
     inner = Tokenizer(models.WordLevel(VOCABULARY, unk_token="[UNK]"))
     splits = [pre_tokenizers.Split("\n", "isolated"), pre_tokenizers.Split(" ", "removed")]
     inner.pre_tokenizer = pre_tokenizers.Sequence(splits)
@@ -39,6 +40,7 @@ def _tokenizer(framed: bool, chat: bool) -> Any:
         unk_token="[UNK]",
         bos_token="<s>",
         eos_token="</s>",
+        sep_token="</s>" if framed else None,
         additional_special_tokens=["<user>", "<system>", "<assistant>"],
     )
     if chat:
@@ -200,7 +202,7 @@ def test_an_uncut_text_window_is_the_tokenizers_own_encoding(
     tokenizer = STUDENT if framed else TEACHER
     example = Example("i", prompt, response, "f:0")
     windows, cut = text_window([example], tokenizer, max_tokens=64)
-    assert windows == [tokenizer(example.text)["input_ids"]]
+    assert windows == [tokenizer(student_text(example, tokenizer))["input_ids"]]
     assert cut == [False]
 
 
@@ -212,7 +214,7 @@ def test_a_text_window_keeps_the_limit_the_special_tokens_and_the_response(
     """Prevents a student that reads less of the answer than the teacher that it learns from."""
     tokenizer = STUDENT if framed else TEACHER
     begin, end = ([BOS], [EOS]) if framed else ([], [])
-    before = [*_ids(prompt), LINE] if prompt else []
+    before = [*_ids(prompt), EOS if framed else LINE] if prompt else []
     answer = _ids(response)
     (window,), (cut,) = text_window([Example("i", prompt, response, "f:0")], tokenizer, max_tokens=max_tokens)
     room = max_tokens - len(begin) - len(end)
