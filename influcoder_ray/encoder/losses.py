@@ -16,6 +16,20 @@ def pearson_loss(predicted: Tensor, target: Tensor) -> Tensor:
     return 1 - functional.cosine_similarity(p, t, dim=0, eps=1e-8)
 
 
+def row_pearson_loss(predicted: Tensor, target: Tensor) -> Tensor:
+    """One minus the mean over queries of Pearson's correlation over the pool examples of a block.
+
+    What the correlation over all pairs can be had for, telling queries apart by their level, counts for
+    nothing here.
+
+    Args:
+        predicted, target: (Q, P) float32.
+    """
+    p = predicted - predicted.mean(1, keepdim=True)
+    t = target - target.mean(1, keepdim=True)
+    return 1 - functional.cosine_similarity(p, t, dim=1, eps=1e-8).mean()
+
+
 def listwise_loss(predicted: Tensor, target: Tensor, temperature: float) -> Tensor:
     """Mean over queries of KL(softmax(target / temperature) || softmax(predicted / temperature)).
 

@@ -1,4 +1,4 @@
-"""The encoder: token states pooled to one unit vector a text, in a layout that others load."""
+"""The encoder: one unit vector a text, by its head or by pooling alone, in a layout that others load."""
 
 import json
 import os
@@ -12,47 +12,64 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoConfig, AutoModel, PretrainedConfig
 
+from influcoder_ray.encoder.features import Reading, features
+from influcoder_ray.encoder.head import FOLDER, Head, Side, has_head
 from influcoder_ray.encoder.specs import EncoderSpec
 from influcoder_ray.errors import UserError
 from influcoder_ray.examples import Example
 from influcoder_ray.examples.batching import token_batches
 from influcoder_ray.examples.tokenizer import load_tokenizer
-from influcoder_ray.examples.tokens import text_window
+from influcoder_ray.examples.tokens import separator_of, special_frame, text_window
 
 Pooling = Literal["mean", "cls"]
+_HEAD_MODULE = "influcoder_ray.encoder.sentence_module.InfluenceHead"
 
 
 class Encoder:
-    """A transformer encoder with pooling; every vector has length one.
+    """A transformer encoder with a head, or with pooling alone; every vector has length one.
 
-    Dropout is off in training too: a step's gradient then depends on the step alone, not on how its
+    Queries and pool examples have vectors of their own by a head; pooling makes no difference between
+    them. Dropout is off in training too: a step's gradient then depends on the step alone, not on how its
     texts were spread over workers.
     """
 
-    def __init__(self, model: nn.Module, tokenizer: Any, pooling: Pooling, spec: EncoderSpec) -> None:
+    def __init__(
+        self, model: nn.Module, tokenizer: Any, pooling: Pooling, spec: EncoderSpec, head: Head | None = None
+    ) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.pooling = pooling
         self.spec = spec
+        self.head = head
         self.device = next(model.parameters()).device
 
     @staticmethod
     def load(spec: EncoderSpec, device: torch.device) -> "Encoder":
-        """Load an encoder from its folder; safetensors only.
+        """Load an encoder from its folder, with its head if it has one; safetensors only.
 
         Raises:
             UserError: the folder holds no encoder, or the window is wider than its positions.
         """
         check_encoder(spec)
         model: nn.Module = AutoModel.from_pretrained(spec.path, dtype=torch.float32, use_safetensors=True)
-        return Encoder(
-            model.to(device), load_tokenizer(spec.path, setting="encoder.path"), _pooling(spec), spec
-        )
+        head = Head.load(Path(spec.path) / FOLDER).to(device) if has_head(Path(spec.path)) else None
+        tokenizer = load_tokenizer(spec.path, setting="encoder.path")
+        return Encoder(model.to(device), tokenizer, _pooling(spec), spec, head)
 
     @property
     def dimensions(self) -> int:
         """Numbers in a vector."""
+        if self.head is not None:
+            return self.head.dimensions
         return int(self.model.config.hidden_size)  # type: ignore[union-attr,arg-type]
+
+    def new_head(self, dimensions: int) -> Head:
+        """A head of zeros for this encoder, which does not use it yet."""
+        opening, closing = special_frame(self.tokenizer)
+        between = separator_of(self.tokenizer, self.spec.separator)
+        separator = self.tokenizer(between, add_special_tokens=False)["input_ids"]
+        reading = Reading.of(self.model, separator, len(opening), len(closing))
+        return Head(reading, dimensions).to(self.device)
 
     def windows(self, examples: Sequence[Example]) -> tuple[list[list[int]], list[bool]]:
         """Token ids of each example inside this encoder's window, and whether anything was cut."""
@@ -61,52 +78,72 @@ class Encoder:
         )
 
     def vectors(
-        self, windows: Sequence[Sequence[int]], report: Callable[[int], None] = lambda rows: None
+        self,
+        windows: Sequence[Sequence[int]],
+        side: Side = "pool",
+        report: Callable[[int], None] = lambda rows: None,
     ) -> Tensor:
         """Unit vectors (N, d) float32 of token ids, in their order; carries gradients where enabled.
 
         Args:
+            side: whether the texts are asked about or trained on; makes no difference without a head.
             report: called with the number of rows done since the last call.
         """
-        if not windows:
-            return torch.zeros(0, self.dimensions, device=self.device)
-        batches = token_batches([len(w) for w in windows], self.spec.tokens_per_batch)
-        parts = []
-        for rows in batches:
-            parts.append(self._forward([windows[row] for row in rows]))
-            report(len(rows))
-        order = torch.tensor([row for rows in batches for row in rows], device=self.device)
-        return torch.cat(parts)[torch.argsort(order)]
+
+        def one_batch(ids: Tensor, mask: Tensor) -> Tensor:
+            if self.head is None:
+                return self._pooled(ids, mask)
+            vectors: Tensor = self.head(self._features(ids, mask, self.head.reading), side)
+            return vectors
+
+        return self._batched(windows, self.dimensions, one_batch, report)
+
+    def features(self, windows: Sequence[Sequence[int]], reading: Reading) -> Tensor:
+        """What a head reads of token ids: (N, F) float32; carries gradients where enabled."""
+        return self._batched(
+            windows, reading.width, lambda ids, mask: self._features(ids, mask, reading), lambda rows: None
+        )
 
     def embed(
-        self, examples: Sequence[Example], report: Callable[[int], None] = lambda rows: None
+        self,
+        examples: Sequence[Example],
+        side: Side = "pool",
+        report: Callable[[int], None] = lambda rows: None,
     ) -> tuple[np.ndarray, list[bool]]:
         """Unit vectors (N, d) float32 of examples and whether each was cut; no gradients."""
         windows, cut = self.windows(examples)
         with torch.inference_mode():
-            return self.vectors(windows, report).cpu().numpy(), cut
+            return self.vectors(windows, side, report).cpu().numpy(), cut
 
     def save(self, folder: Path) -> None:
-        """Write the encoder so that transformers and sentence-transformers both load it."""
-        self.model.save_pretrained(folder)  # type: ignore[operator]
+        """Write the encoder so that transformers and sentence-transformers both load it.
+
+        With a head, sentence-transformers has to be allowed to import it from this package.
+        """
         self.tokenizer.save_pretrained(folder)
-        modules = ["Transformer", "Pooling", "Normalize"]
+        if self.head is None:
+            modules = ["Transformer", "Pooling", "Normalize"]
+            types = [f"sentence_transformers.models.{name}" for name in modules]
+        else:
+            # So that sentence-transformers hands on every layer's states, which the head reads.
+            self.model.config.output_hidden_states = True  # type: ignore[union-attr]
+            modules = ["Transformer", "InfluenceHead"]
+            types = [f"sentence_transformers.models.{modules[0]}", _HEAD_MODULE]
+            self.head.save(folder / FOLDER)
+        self.model.save_pretrained(folder)  # type: ignore[operator]
         _write_json(
             folder / "modules.json",
             [
-                {
-                    "idx": i,
-                    "name": str(i),
-                    "path": "" if i == 0 else f"{i}_{name}",
-                    "type": f"sentence_transformers.models.{name}",
-                }
-                for i, name in enumerate(modules)
+                {"idx": i, "name": str(i), "path": "" if i == 0 else f"{i}_{name}", "type": kind}
+                for i, (name, kind) in enumerate(zip(modules, types, strict=True))
             ],
         )
         _write_json(
             folder / "sentence_bert_config.json",
             {"max_seq_length": self.spec.max_tokens, "do_lower_case": False},
         )
+        if self.head is not None:
+            return
         _write_json(
             folder / "1_Pooling" / "config.json",
             {
@@ -117,14 +154,35 @@ class Encoder:
         )
         (folder / "2_Normalize").mkdir(exist_ok=True)
 
-    def _forward(self, windows: Sequence[Sequence[int]]) -> Tensor:
+    def _batched(
+        self,
+        windows: Sequence[Sequence[int]],
+        width: int,
+        one_batch: Callable[[Tensor, Tensor], Tensor],
+        report: Callable[[int], None],
+    ) -> Tensor:
+        """What `one_batch` makes of ids and mask, (rows, width) each, for all windows in their order."""
+        if not windows:
+            return torch.zeros(0, width, device=self.device)
+        batches = token_batches([len(w) for w in windows], self.spec.tokens_per_batch)
+        parts = []
+        for rows in batches:
+            parts.append(one_batch(*self._padded([windows[row] for row in rows])))
+            report(len(rows))
+        order = torch.tensor([row for rows in batches for row in rows], device=self.device)
+        return torch.cat(parts)[torch.argsort(order)]
+
+    def _padded(self, windows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Ids and mask, (N, T) each, padded on the right."""
         longest = max(len(w) for w in windows)
         ids = torch.full((len(windows), longest), self.tokenizer.pad_token_id or 0, dtype=torch.long)
         mask = torch.zeros(len(windows), longest, dtype=torch.long)
         for row, window in enumerate(windows):
             ids[row, : len(window)] = torch.tensor(window)
             mask[row, : len(window)] = 1
-        ids, mask = ids.to(self.device), mask.to(self.device)
+        return ids.to(self.device), mask.to(self.device)
+
+    def _pooled(self, ids: Tensor, mask: Tensor) -> Tensor:
         states = self.model(input_ids=ids, attention_mask=mask).last_hidden_state
         if self.pooling == "cls":
             pooled = states[:, 0]
@@ -132,6 +190,10 @@ class Encoder:
             weights = mask.unsqueeze(-1).to(states.dtype)
             pooled = (states * weights).sum(1) / weights.sum(1)
         return functional.normalize(pooled.float(), dim=1)
+
+    def _features(self, ids: Tensor, mask: Tensor, reading: Reading) -> Tensor:
+        states = self.model(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states
+        return features(states, ids, mask, reading)
 
 
 def check_encoder(spec: EncoderSpec) -> None:

@@ -1,8 +1,8 @@
 """What steers the student and its distillation."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from influcoder_ray.spec import Spec
 
@@ -21,8 +21,8 @@ class EncoderSpec(Spec):
     )
     separator: str | None = Field(
         default=None,
-        description="What stands between prompt and response; the tokenizer's own separator if unset, "
-        "and a line break where it has none.",
+        description="What stands between prompt and response; the tokenizer's own separator, or its end of "
+        "text, if unset.",
     )
     tokens_per_batch: int = Field(
         default=2048, ge=8, description="Tokens of one forward pass, padding included."
@@ -34,26 +34,62 @@ class EncoderSpec(Spec):
     )
 
 
+Recipe = Literal["spectral", "influcoder"]
+
+# What a recipe sets that the settings leave open. Influcoder's are its paper's (arXiv 2606.13668).
+_RECIPES: dict[Recipe, dict[str, Any]] = {
+    "spectral": {"epochs": 4, "learning_rate": 3e-5},
+    "influcoder": {"epochs": 8, "learning_rate": 5e-5},
+}
+
+
 class DistillSpec(Spec):
     """How the student is trained."""
 
+    recipe: Recipe = Field(
+        default="spectral",
+        description="spectral: a head in closed form on features of the encoder, then the encoder below it; "
+        "influcoder: the paper's, a pooled encoder trained on blocks of pairs.",
+    )
     epochs: int = Field(
-        default=8, ge=1, description="Passes over the training queries or pool, whichever takes more steps."
+        default=4,
+        ge=1,
+        description="Passes over the training queries or pool, whichever takes more steps; 4, or 8 by the "
+        "paper's recipe. The first one of the spectral recipe fits the head and takes no steps.",
     )
     queries_per_step: int = Field(default=8, ge=1, description="Queries that meet in a step.")
     candidates_per_step: int = Field(default=16, ge=2, description="Pool examples that meet in a step.")
-    learning_rate: float = Field(default=5e-5, gt=0, description="Peak learning rate of AdamW.")
+    learning_rate: float = Field(
+        default=3e-5, gt=0, description="Peak learning rate of AdamW; 3e-5, or 5e-5 by the paper's recipe."
+    )
     warmup_share: float = Field(
         default=0.1, ge=0, lt=1, description="Share of the steps in which the learning rate rises linearly."
     )
     weight_decay: float = Field(default=0.01, ge=0, description="Weight decay of AdamW.")
+    dimensions: int = Field(
+        default=128, ge=1, description="Spectral: shared directions of the gradients that are predicted."
+    )
+    folds: int = Field(
+        default=5, ge=2, description="Spectral: parts of the training texts, each predicted from the others."
+    )
+    anchors: int = Field(
+        default=4096,
+        ge=2,
+        description="Spectral: training examples of a side that a step compares with.",
+    )
     listwise_share: float = Field(
-        default=0.0,
+        default=0.5,
         ge=0,
         le=1,
-        description="Weight of the row-wise Kullback-Leibler loss; the rest is one minus Pearson's "
-        "correlation over the block. The paper's loss is 0.5.",
+        description="Influcoder: weight of the row-wise Kullback-Leibler loss; the rest is one minus "
+        "Pearson's correlation over the block.",
     )
     temperature: float = Field(
-        default=0.05, gt=0, description="Temperature of the row-wise Kullback-Leibler loss."
+        default=0.05, gt=0, description="Influcoder: temperature of the row-wise Kullback-Leibler loss."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _what_the_recipe_sets(cls, fields: Any) -> Any:
+        recipe = fields.get("recipe", "spectral") if isinstance(fields, dict) else None
+        return _RECIPES[recipe] | fields if recipe in _RECIPES else fields

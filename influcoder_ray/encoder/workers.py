@@ -35,6 +35,11 @@ class Workers:
         place = torch.from_numpy(np.argsort(np.argsort(owners, kind="stable"), kind="stable"))
         return torch.cat(rows)[place.to(mine.device)]
 
+    def sum(self, tensor: Tensor) -> None:
+        """Add up a tensor over all workers, in place."""
+        if self.size > 1:
+            distributed.all_reduce(tensor)
+
     def sum_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> None:
         """Add up each parameter's gradient over all workers, in place.
 
@@ -44,5 +49,4 @@ class Workers:
         for parameter in parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-            if self.size > 1:
-                distributed.all_reduce(parameter.grad)
+            self.sum(parameter.grad)

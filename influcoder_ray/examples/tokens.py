@@ -56,7 +56,7 @@ def loss_tokens(
     prompts = [_prompt_text(e, tokenizer, template) for e in examples]
     prompt_ids = _ids(tokenizer, [text[-limit:] for text, _ in prompts])
     response_ids = _ids(tokenizer, [e.response[:limit] for e in examples])
-    begin, _ = _special_frame(tokenizer)
+    begin, _ = special_frame(tokenizer)
     end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
     tokens = []
     for example, (prompt_text, fault), prompt, response in zip(
@@ -97,8 +97,8 @@ def text_window(
     if not examples:
         return [], []
     limit = max_tokens * CHARACTERS_PER_TOKEN
-    between = _separator(tokenizer, separator)
-    begin, end = _special_frame(tokenizer)
+    between = separator_of(tokenizer, separator)
+    begin, end = special_frame(tokenizer)
     room = max_tokens - len(begin) - len(end)
     texts, starts, cuts = [], [], []
     for example in examples:
@@ -123,18 +123,19 @@ def student_text(example: Example, tokenizer: Any, separator: str | None = None)
     """What the student reads of an example: prompt, separator, response; raw text as it is.
 
     Args:
-        separator: the tokenizer's own if None, else a line break: the loss falls behind it alone, so it
-            has to be seen, and many tokenizers drop line breaks.
+        separator: the tokenizer's own if None: the loss falls behind it alone, so it has to be seen, and
+            many tokenizers drop line breaks.
     """
-    prompt = "" if example.is_raw_text else example.prompt + _separator(tokenizer, separator)
+    prompt = "" if example.is_raw_text else example.prompt + separator_of(tokenizer, separator)
     return prompt + example.response
 
 
-def _separator(tokenizer: Any, separator: str | None) -> str:
-    return separator if separator is not None else str(tokenizer.sep_token or "\n")
+def separator_of(tokenizer: Any, separator: str | None) -> str:
+    """What stands between prompt and response: as set, else the tokenizer's separator or end of text."""
+    return separator if separator is not None else str(tokenizer.sep_token or tokenizer.eos_token or "\n")
 
 
-def _special_frame(tokenizer: Any) -> tuple[list[int], list[int]]:
+def special_frame(tokenizer: Any) -> tuple[list[int], list[int]]:
     """The special tokens that the tokenizer puts before and after a text."""
     bare: list[int] = tokenizer("a", add_special_tokens=False)["input_ids"]
     framed: list[int] = tokenizer("a")["input_ids"]

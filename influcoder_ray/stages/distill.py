@@ -35,7 +35,7 @@ def plan(settings: PipelineSettings) -> StagePlan:
     fingerprint = Fingerprint(
         {
             "stage": "distill",
-            "scheme": "block-1",
+            "scheme": "spectral-1",
             "seed": settings.seed,
             "inputs": {
                 "sample": sample.state(settings.root).finished().digest,

@@ -50,7 +50,9 @@ class EmbedWork:
             )
         else:
             examples, unusable = from_table(rows), []
-        vectors, cut = self._encoder.embed(examples, report)
+        vectors, cut = self._encoder.embed(
+            examples, "pool" if unit.table == self._corpus else "queries", report
+        )
         good = np.flatnonzero(np.isfinite(vectors).all(1)).tolist()
         refused = sorted(set(range(len(examples))) - set(good))
         unusable += [

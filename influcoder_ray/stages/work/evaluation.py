@@ -79,7 +79,8 @@ def evaluate(settings: PipelineSettings, threads: int, board: Any) -> tuple[dict
 
 def _encoder_scores(spec: Any, queries: Signals, pool: Signals, threads: int) -> np.ndarray:
     encoder = load_encoder(spec, threads=threads)
-    return np.asarray(encoder.embed(queries.examples)[0] @ encoder.embed(pool.examples)[0].T)
+    sides = encoder.embed(queries.examples, "queries")[0], encoder.embed(pool.examples, "pool")[0]
+    return np.asarray(sides[0] @ sides[1].T)
 
 
 def _contents(settings: PipelineSettings) -> dict[str, list[str]]:

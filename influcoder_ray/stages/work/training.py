@@ -13,8 +13,9 @@ from ray.train.torch import get_device
 
 from influcoder_ray.config import PipelineSettings
 from influcoder_ray.encoder.model import Encoder
+from influcoder_ray.encoder.recipes import training
 from influcoder_ray.encoder.specs import HISTORY
-from influcoder_ray.encoder.training import Distillation, Side
+from influcoder_ray.encoder.training import Examples, Training
 from influcoder_ray.encoder.workers import Workers
 from influcoder_ray.evaluation.agreement import aggregated_rho, per_query_rho
 from influcoder_ray.stages.folders import at_hand
@@ -46,10 +47,10 @@ def train_loop(config: dict[str, Any]) -> None:
         preconditioned(read_signals(settings, side, "train", part), preconditioner)
         for side in ("queries", "pool")
     )
-    distillation = Distillation(
+    distillation = training(
         encoder,
-        _side(encoder, queries),
-        _side(encoder, pool),
+        _examples(encoder, queries),
+        _examples(encoder, pool),
         settings.distill,
         seed=settings.seed,
         workers=workers,
@@ -58,7 +59,6 @@ def train_loop(config: dict[str, Any]) -> None:
         preconditioned(read_signals(settings, side, "validation"), preconditioner)
         for side in ("queries", "pool")
     ]
-    total = settings.distill.epochs * distillation.steps_per_epoch
     with tempfile.TemporaryDirectory() as scratch:
         best = Path(scratch) / BEST
         epochs: list[dict[str, Any]] = []
@@ -73,12 +73,11 @@ def train_loop(config: dict[str, Any]) -> None:
                 epochs = json.loads((Path(held) / HISTORY).read_text())["epochs"]
         while distillation.next_epoch <= settings.distill.epochs:
             epoch = distillation.next_epoch
-            before = (epoch - 1) * distillation.steps_per_epoch
             note = f"validation {_figure(epochs[-1]):.3f}, untrained {_figure(epochs[0]):.3f}"
 
-            def report(step: int, loss: float, before: int = before, note: str = note) -> None:
+            def report(step: int, loss: float, note: str = note) -> None:
                 if workers.rank == 0:
-                    config["board"].set.remote("steps", before + step, note, total)
+                    config["board"].set.remote("steps", step, note, distillation.steps)
 
             loss = distillation.train_epoch(report)
             epochs.append({"epoch": epoch, "loss": loss} | _agreement(encoder, *validation))
@@ -89,7 +88,7 @@ def train_loop(config: dict[str, Any]) -> None:
 
 
 def _report(
-    distillation: Distillation,
+    distillation: Training,
     epochs: list[dict[str, Any]],
     best: Path,
     workers: Workers,
@@ -110,14 +109,14 @@ def _report(
     shutil.rmtree(folder)
 
 
-def _side(encoder: Encoder, signals: Signals) -> Side:
+def _examples(encoder: Encoder, signals: Signals) -> Examples:
     """A worker's part of a side, tokenized."""
     windows, _ = encoder.windows(signals.examples)
-    return Side(windows, signals.sketches, signals.total)
+    return Examples(windows, signals.sketches, signals.total)
 
 
 def _agreement(encoder: Encoder, queries: Signals, pool: Signals) -> dict[str, float]:
-    predicted = encoder.embed(queries.examples)[0] @ encoder.embed(pool.examples)[0].T
+    predicted = encoder.embed(queries.examples, "queries")[0] @ encoder.embed(pool.examples, "pool")[0].T
     exact = influence(queries, pool)
     return {
         "validation_per_query_rho": float(per_query_rho(predicted, exact).mean()),
