@@ -78,7 +78,6 @@ def demo_settings(folder: Path, model: Path, encoder: Path) -> PipelineSettings:
             "sketch": {"width": 16384, "rows_per_unit": 48},
             "sample": {"pool": 200, "validation_share": 0.15, "test_share": 0.3},
             "encoder": {"path": str(encoder), "max_tokens": 128},
-            "distill": {"epochs": 4, "learning_rate": 1e-4},
             "evaluate": {"fidelity_examples": 8},
             "report": {"title": "What teaches a small model to answer Python questions"},
         },

@@ -99,6 +99,11 @@ class Training(ABC):
         """Take up what `tensors` gave."""
         assert not tensors
 
+    @property
+    def steps_done(self) -> int:
+        """Steps taken since the first epoch."""
+        return int(self._schedule.last_epoch)
+
     def backward(self, block: Block) -> float:
         """The gradients of a block's loss, summed over workers, in the parameters; returns the loss."""
         loss = self.loss(block)
@@ -150,7 +155,7 @@ class Training(ABC):
             losses.append(self.backward(block))
             self._optimizer.step()
             self._schedule.step()
-            report(self._schedule.last_epoch, losses[-1])
+            report(self.steps_done, losses[-1])
         return float(np.mean(losses))
 
     def _blocks(self, epoch: int) -> list[Block]:

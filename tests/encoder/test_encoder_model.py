@@ -70,6 +70,47 @@ def test_vectors_equal_transformers_and_sentence_transformers(
     np.testing.assert_allclose(vectors, there.encode(texts, batch_size=2), atol=1e-5)
 
 
+def with_head(folder: Path) -> Encoder:
+    """An encoder with a head of random weights."""
+    encoder = loaded(folder)
+    torch.manual_seed(1)
+    head = encoder.new_head(5)
+    head.weight.copy_(torch.randn_like(head.weight) * 0.02)
+    head.scale.copy_(torch.rand_like(head.scale) + 0.5)
+    encoder.head = head
+    return encoder
+
+
+def test_a_head_is_saved_with_its_encoder_and_sentence_transformers_loads_both(
+    encoder_folder: Path, tmp_path: Path
+) -> None:
+    """Prevents a trained head from being left behind, or queries from getting pool vectors."""
+    from sentence_transformers import SentenceTransformer
+
+    encoder = with_head(encoder_folder)
+    encoder.save(tmp_path)
+    again = loaded(tmp_path)
+    there = SentenceTransformer(str(tmp_path), device="cpu", local_files_only=True, trust_remote_code=True)
+    texts = [student_text(e, encoder.tokenizer) for e in EXAMPLES]
+    for side, encode in (("queries", there.encode_query), ("pool", there.encode_document)):
+        vectors, _ = encoder.embed(EXAMPLES, side)
+        assert vectors.shape == (len(EXAMPLES), encoder.dimensions) == (len(EXAMPLES), 7)
+        assert np.array_equal(again.embed(EXAMPLES, side)[0], vectors)
+        np.testing.assert_allclose(encode(texts, batch_size=2), vectors, atol=1e-5)
+    np.testing.assert_allclose(there.encode(texts), encoder.embed(EXAMPLES, "pool")[0], atol=1e-5)
+    assert not np.allclose(encoder.embed(EXAMPLES, "queries")[0], encoder.embed(EXAMPLES, "pool")[0])
+
+
+def test_the_separator_parts_prompt_from_response_for_the_head(encoder_folder: Path) -> None:
+    """Prevents a student that cannot tell what was asked from what was answered."""
+    encoder = with_head(encoder_folder)
+    assert encoder.head is not None
+    assert encoder.head.reading.separator == encoder.tokenizer.sep_token_id
+    whole = [Example("a", "", "one two three four", "f:0"), Example("b", "one two", "three four", "f:1")]
+    vectors, _ = encoder.embed(whole)
+    assert not np.allclose(vectors[0], vectors[1], atol=1e-2)
+
+
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 def test_a_folder_that_sentence_transformers_saved_is_read_with_its_pooling(
     pooling: str, encoder_folder: Path, tmp_path: Path

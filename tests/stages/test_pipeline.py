@@ -109,7 +109,9 @@ def test_the_saved_encoder_gives_the_stored_vectors_in_sentence_transformers(
     finished: PipelineSettings,
 ) -> None:
     """An encoder that only our own code reads would be of no use elsewhere."""
-    model = sentence_transformers.SentenceTransformer(str(Path(finished.output) / "encoder"), device="cpu")
+    model = sentence_transformers.SentenceTransformer(
+        str(Path(finished.output) / "encoder"), device="cpu", trust_remote_code=True
+    )
     rows = pq.read_table(finished.corpus.path).to_pylist()[:20]
     theirs = model.encode([f"{row['prompt']}[SEP]{row['response']}" for row in rows])
     ours = {row["example_id"]: row["embedding"] for row in table(finished, "embeddings")}

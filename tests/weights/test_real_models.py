@@ -114,5 +114,7 @@ def test_sentence_transformers_gives_the_distilled_encoders_vectors(distilled: P
     texts = [Example(str(i), "", r["response"], "f:0") for i, r in enumerate(demo_data()[1].to_pylist()[:12])]
     spec = distilled.encoder.model_copy(update={"path": folder})
     ours, _ = Encoder.load(spec, torch.device("cpu")).embed(texts)
-    theirs = sentence_transformers.SentenceTransformer(folder, device="cpu").encode([e.text for e in texts])
+    theirs = sentence_transformers.SentenceTransformer(folder, device="cpu", trust_remote_code=True).encode(
+        [e.text for e in texts]
+    )
     np.testing.assert_allclose(ours, theirs, atol=1e-3)

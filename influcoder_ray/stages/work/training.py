@@ -79,6 +79,7 @@ def train_loop(config: dict[str, Any]) -> None:
                 if workers.rank == 0:
                     config["board"].set.remote("steps", step, note, distillation.steps)
 
+            report(distillation.steps_done, 0.0)
             loss = distillation.train_epoch(report)
             epochs.append({"epoch": epoch, "loss": loss} | _agreement(encoder, *validation))
             if _figure(epochs[-1]) > max(_figure(e) for e in epochs[:-1]):
