@@ -10,6 +10,7 @@ from influcoder_ray.config import PipelineSettings
 from influcoder_ray.evaluation.agreement import summarise
 from influcoder_ray.evaluation.baselines import random_summary, tfidf_scores
 from influcoder_ray.evaluation.fidelity import sketch_fidelity
+from influcoder_ray.evaluation.reranking import reranking_curve
 from influcoder_ray.evaluation.splits import audit_splits
 from influcoder_ray.stages import distill, sample
 from influcoder_ray.stages.signals import (
@@ -56,8 +57,19 @@ def evaluate(settings: PipelineSettings, threads: int, board: Any) -> tuple[dict
         for name, predicted in scores.items()
     }
     methods["random"] = random_summary(exact, recall_at=recall_at, draws=_RANDOM_DRAWS, seed=settings.seed)
+    reranking = {
+        name: reranking_curve(
+            scores[name],
+            exact,
+            recall_at=recall_at,
+            resamples=settings.evaluate.resamples,
+            seed=settings.seed,
+        )
+        for name in ("encoder", "untrained_encoder")
+    }
     evaluation = {
         "methods": methods,
+        "reranking": reranking,
         "queries": len(queries),
         "pool": len(pool),
         "spread": _SPREAD,
