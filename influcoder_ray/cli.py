@@ -51,7 +51,36 @@ _stage_command("sample", "Choose queries and pool examples by content, and split
 _stage_command("sketch", "Compute every sampled example's gradient and its CountSketch.")
 _stage_command("distill", "Train the encoder to rank as the sketches do.")
 _stage_command("embed", "Embed the full corpus with the trained encoder.")
-_stage_command("attribute", "Find the most influential examples for each query.")
+
+
+@app.command()
+def attribute(
+    config: Config,
+    rerank: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Also order the N best examples of each query by exact influence (the setting "
+            "rerank.candidates).",
+            show_default=False,
+        ),
+    ] = None,
+    overrides: Overrides = None,
+    address: Address = None,
+) -> None:
+    """Find the most influential examples for each query.
+
+    Example: influcoder-ray attribute --config pipeline.yaml --rerank 50
+    """
+    if rerank is None:
+        _run(config, overrides, address, "attribute")
+    else:
+        wanted = [*(overrides or ()), f"rerank.candidates={rerank}"]
+        _run(config, wanted, address, "attribute", "rerank")
+
+
+_stage_command("rerank", "Order each query's best examples by exact influence.")
 _stage_command("evaluate", "Compare the encoder with exact influence on the test split.")
 _stage_command("report", "Write report.html from what the other stages left.")
 

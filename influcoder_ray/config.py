@@ -70,7 +70,22 @@ class EmbedSpec(Spec):
 class AttributeSpec(Spec):
     """The search of the corpus for each query."""
 
-    top_k: int = Field(default=20, ge=1, description="Most influential examples kept for each query.")
+    top_k: int = Field(
+        default=20,
+        ge=1,
+        description="Most influential examples kept for each query; rerank.candidates where that is more.",
+    )
+
+
+class RerankSpec(Spec):
+    """The re-ranking of each query's best examples by exact influence."""
+
+    candidates: int = Field(
+        default=0,
+        ge=0,
+        description="Best examples of each query whose gradients are computed and which are then ordered by "
+        "exact influence; 0 for none.",
+    )
 
 
 class EvaluateSpec(Spec):
@@ -120,7 +135,9 @@ class ResourceSpec(Spec):
     sample: WorkersSpec = Field(
         default=WorkersSpec(cpus=1, gpus=0), description="Workers that scan the corpus."
     )
-    sketch: WorkersSpec = Field(default=WorkersSpec(), description="Workers that hold the causal LM.")
+    sketch: WorkersSpec = Field(
+        default=WorkersSpec(), description="Workers that hold the causal LM, to sketch and to re-rank."
+    )
     distill: WorkersSpec = Field(default=WorkersSpec(max=1), description="Workers that train the encoder.")
     embed: WorkersSpec = Field(default=WorkersSpec(), description="Workers that hold the encoder.")
     attribute: WorkersSpec = Field(
@@ -151,6 +168,7 @@ class PipelineSettings(Spec):
     distill: DistillSpec = Field(default=DistillSpec(), description="The training of the encoder.")
     embed: EmbedSpec = Field(default=EmbedSpec(), description="The embedding of the corpus.")
     attribute: AttributeSpec = Field(default=AttributeSpec(), description="The search.")
+    rerank: RerankSpec = Field(default=RerankSpec(), description="The re-ranking by exact influence.")
     evaluate: EvaluateSpec = Field(default=EvaluateSpec(), description="The evaluation.")
     report: ReportSpec = Field(default=ReportSpec(), description="The report.")
     workers: ResourceSpec = Field(default=ResourceSpec(), description="Workers and what they reserve.")
@@ -171,6 +189,11 @@ class PipelineSettings(Spec):
     def root(self) -> Place:
         """The output folder."""
         return Place(self.output)
+
+    @property
+    def kept_per_query(self) -> int:
+        """How many examples the search keeps for each query: at least as many as are re-ranked."""
+        return max(self.attribute.top_k, self.rerank.candidates)
 
     def to_yaml(self) -> str:
         """The file that replays this run."""

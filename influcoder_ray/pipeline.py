@@ -11,7 +11,7 @@ from rich.console import Console
 from influcoder_ray.config import PipelineSettings
 from influcoder_ray.errors import UserError
 
-STAGES = ("sample", "sketch", "distill", "embed", "attribute", "evaluate", "report")
+STAGES = ("sample", "sketch", "distill", "embed", "attribute", "rerank", "evaluate", "report")
 SUMMARY, SETTINGS = "run_summary.json", "settings.yaml"
 _WITHOUT_RAY = ("report",)
 
@@ -25,6 +25,8 @@ def run(
     expected_seconds: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """Run stages in order, skipping what is done, and write `settings.yaml` and `run_summary.json`.
+
+    Stages that the settings leave out are as if they were not named.
 
     Everything that a user can have got wrong is looked for before anything is written.
 
@@ -44,9 +46,13 @@ def run(
 
     console = console or Console()
     display = Display(console, expected_seconds)
+    left_out = [why for stage in stages if (why := _why_left_out(settings, stage))]
+    every = wanted_stages(settings)
+    stages = [stage for stage in stages if stage in every]
     missing = _missing(settings, stages)
     if not missing:
-        display.say(f"Nothing to do: {', '.join(stages)} in {settings.root} are done with these settings")
+        done = f"{', '.join(stages)} in {settings.root} are done with these settings"
+        display.say(f"Nothing to do: {done if stages else '; '.join(left_out)}")
         return _summary(settings)
     for stage in missing:
         check: Callable[[PipelineSettings], None] | None = getattr(_module(stage), "check", None)
@@ -63,11 +69,11 @@ def run(
     for stage in missing:
         started = time.monotonic()
         plan = _module(stage).plan(settings)
-        plan.state.refuse_other(plan.fingerprint)
+        plan.refuse_other()
         if plan.is_done():
             display.say(f"{stage}: done already")
             continue
-        display.say(f"{stage} ({STAGES.index(stage) + 1} of {len(STAGES)})")
+        display.say(f"{stage} ({every.index(stage) + 1} of {len(every)})")
         manifests = plan.run(display)
         totals = plan.finish(settings, manifests, time.monotonic() - started)
         display.say(f"  {_closing_line(stage, totals)}")
@@ -77,8 +83,20 @@ def run(
 
 def status(settings: PipelineSettings) -> dict[str, bool]:
     """Whether each stage is done with these settings."""
-    missing = _missing(settings, STAGES)
-    return {stage: stage not in missing for stage in STAGES}
+    stages = wanted_stages(settings)
+    missing = _missing(settings, stages)
+    return {stage: stage not in missing for stage in stages}
+
+
+def wanted_stages(settings: PipelineSettings) -> list[str]:
+    """The stages that the settings do not leave out, in order."""
+    return [stage for stage in STAGES if not _why_left_out(settings, stage)]
+
+
+def _why_left_out(settings: PipelineSettings, stage: str) -> str:
+    """What in the settings leaves a stage out; empty where it is wanted."""
+    reason: Callable[[PipelineSettings], str] | None = getattr(_module(stage), "why_left_out", None)
+    return "" if reason is None else reason(settings)
 
 
 def _missing(settings: PipelineSettings, stages: Sequence[str]) -> list[str]:
@@ -89,7 +107,7 @@ def _missing(settings: PipelineSettings, stages: Sequence[str]) -> list[str]:
     """
     for number, stage in enumerate(stages):
         plan = _module(stage).plan(settings)
-        plan.state.refuse_other(plan.fingerprint)
+        plan.refuse_other()
         if not plan.is_done():
             return list(stages[number:])
     return []
@@ -100,9 +118,11 @@ def _module(stage: str) -> Any:
 
 
 def _summary(settings: PipelineSettings) -> dict[str, Any]:
+    totals = {stage: _module(stage).state(settings.root).totals() for stage in STAGES}
+    wanted = wanted_stages(settings)
     return {
         "output": settings.output,
-        "stages": {stage: _module(stage).state(settings.root).totals() for stage in STAGES},
+        "stages": {stage: found for stage, found in totals.items() if found or stage in wanted},
     }
 
 

@@ -13,7 +13,7 @@ from influcoder_ray.config import PipelineSettings
 from influcoder_ray.demo.weights import cache_folder
 from influcoder_ray.doctor.findings import Finding
 from influcoder_ray.errors import RunFailed, UserError
-from influcoder_ray.pipeline import STAGES
+from influcoder_ray.pipeline import wanted_stages
 from influcoder_ray.tables.place import Place
 
 _PACKAGES = ("ray", "torch", "transformers", "peft", "pyarrow", "numpy", "s3fs")
@@ -110,7 +110,7 @@ def _ray() -> list[Finding]:
 def input_findings(settings: PipelineSettings) -> list[Finding]:
     """Whether each stage can use the inputs that the settings name."""
     findings = []
-    for stage in STAGES:
+    for stage in wanted_stages(settings):
         check = getattr(import_module(f"influcoder_ray.stages.{stage}"), "check", None)
         if check is None:
             continue

@@ -15,6 +15,9 @@ class Attribution:
 
     `rank` counts from 1. `score` is a cosine in [-1, 1]; higher means more influence towards the
     query. `percentile` is the share of the other rows of the corpus that rank below, in percent, 0 to 100.
+
+    Where candidates were re-ranked, rank and score are those of exact influence (a score of NaN: it has
+    none), and `encoder_rank` is the place that the encoder gave, to which the percentile belongs.
     """
 
     rank: int
@@ -24,17 +27,32 @@ class Attribution:
     source: str
     prompt: str
     response: str
+    encoder_rank: int | None = None
 
 
 @dataclass(frozen=True)
 class QueryPage:
-    """One query and its K most influential examples, best first."""
+    """One query and its K most influential examples, best first.
+
+    `encoder_best` is the highest score that the encoder gave; None where it is the first one's.
+    """
 
     query_id: str
     split: str
     prompt: str
     response: str
     attributions: tuple[Attribution, ...]
+    encoder_best: float | None = None
+
+
+@dataclass(frozen=True)
+class Reranked:
+    """How the best were ordered anew: `candidates` of each query, `contents` different ones in all, and the
+    gradients that were computed for them; the others' were in the sample."""
+
+    candidates: int
+    contents: int
+    gradient_evaluations: int
 
 
 @dataclass(frozen=True)
@@ -102,7 +120,8 @@ class ReportContents:
     encoder's vectors and of the sketched gradients, for the test queries and the test pool.
     `score_histogram` is counts (B,) and edges (B + 1,) of the scores of all queries on the whole
     corpus. `group` and `least` hold the most and the least influential examples on the whole query
-    set, by mean cosine. `corpus_rows` counts the rows of the corpus that have a score.
+    set, by mean cosine. `corpus_rows` counts the rows of the corpus that have a score. `reranked` is None
+    where the queries' examples stand in the encoder's order.
 
     Raises ValueError when `predicted` and `exact`, or counts and edges, do not fit together.
     """
@@ -122,6 +141,7 @@ class ReportContents:
     truncation: tuple[Truncation, ...]
     quarantine_reasons: dict[str, int]
     corpus_rows: int
+    reranked: Reranked | None = None
 
     def __post_init__(self) -> None:
         if self.predicted.shape != self.exact.shape:

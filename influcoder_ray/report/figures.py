@@ -229,6 +229,67 @@ def score_distribution(
         return _as_page_svg(figure, "scores", label)
 
 
+@dataclass(frozen=True)
+class Gain:
+    """One method's recall at each share of the pool that is re-ranked, all (S,)."""
+
+    name: str
+    means: Sequence[float]
+    stds: Sequence[float]
+
+
+def reranking_gain(
+    shares: Sequence[float], gains: Sequence[Gain], evaluated: Sequence[float], measure: str, label: str
+) -> str | None:
+    """Recall by the share of the pool that is re-ranked, and below it the share that needs a gradient.
+
+    Args:
+        shares: (S,) in ascending order.
+        gains: the trained encoder first.
+        evaluated: (S,) the share of the pool whose gradients all queries together need.
+        measure: what `gains` measure.
+
+    Returns:
+        None without shares.
+    """
+    if not shares or not gains:
+        return None
+    across = [100 * share for share in shares]
+    styles = [
+        {"fmt": "-o", "color": FIRST, "linewidth": 2},
+        {"fmt": "--s", "color": SECOND, "linewidth": 1.6},
+    ]
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(_WIDTH, 3.7))
+        above, below = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1.2])
+        for gain, style in zip(gains, styles, strict=False):
+            above.errorbar(
+                across, gain.means, yerr=gain.stds, markersize=4.5, elinewidth=1.2, label=gain.name, **style
+            )
+        above.set_ylabel(measure)
+        above.margins(y=0.12)
+        above.legend(
+            loc="lower left",
+            bbox_to_anchor=(0, 1),
+            ncols=2,
+            borderaxespad=0.2,
+            handlelength=2.4,
+            borderpad=0.1,
+        )
+        below.plot(
+            across, [100 * share for share in evaluated], "-o", color=MUTED, markersize=3, linewidth=1.4
+        )
+        below.set_ylabel("gradients")
+        below.set_ylim(bottom=0)
+        below.margins(y=0.18)
+        below.yaxis.set_major_locator(MaxNLocator(3))
+        below.set_xlabel("share of the pool re-ranked for each query")
+        for axis in (below.xaxis, below.yaxis):
+            axis.set_major_formatter(FuncFormatter(lambda share, _: f"{share:g}%"))
+        figure.align_ylabels()
+        return _as_page_svg(figure, "reranking", label)
+
+
 def sketch_widths(
     widths: Sequence[int],
     measured: Sequence[float],

@@ -55,8 +55,10 @@ def render_html(contents: ReportContents) -> str:
         headline=sections.headline(contents),
         checks=sections.checks(contents),
         quality=sections.quality(contents.evaluation),
+        reranking=sections.reranking(contents.evaluation),
         figures=sections.drawings(contents),
         queries=contents.queries,
+        order_note=sections.order_note(contents),
         any_negative=any(it.score < 0 for it in contents.attributions()),
         groups=(
             ("Most influential", "What teaches this behaviour most.", contents.group),

@@ -1,7 +1,9 @@
 """What each section of the page shows, in words and formatted numbers: contents in, plain values out."""
 
+import math
+import re
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,6 +75,15 @@ class Quality:
     rows: tuple[QualityRow, ...]
     caption: str
     note: str
+
+
+@dataclass(frozen=True)
+class RerankingTable:
+    """What re-ranking gains and costs: a row of cells for each share of the pool."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[Cell, ...]], ...]
+    caption: str
 
 
 @dataclass(frozen=True)
@@ -217,13 +228,70 @@ def quality(evaluation: Mapping[str, Any]) -> Quality:
     )
 
 
+def reranking(evaluation: Mapping[str, Any]) -> RerankingTable | None:
+    """Recall and overlap by the share of the pool that is re-ranked, with its cost; None if not evaluated."""
+    points = _points(evaluation, "encoder")
+    if not points:
+        return None
+    untrained = {number(it.get("share")): it for it in _points(evaluation, "untrained_encoder")}
+    names = _measures_at_k(points, "recall|overlap")
+    recalls = _measures_at_k(points, "recall")
+
+    def cell(point: Mapping[str, Any], name: str) -> Cell:
+        found = section(point, name)
+        std = number(found.get("std"))
+        return Cell(decimal(found.get("mean")), "" if std is None else decimal(std), False)
+
+    rows = []
+    for point in points:
+        before = untrained.get(number(point.get("share")), {})
+        evaluations = (
+            f"{count(point.get('gradient_evaluations'))} ({percent(point.get('pool_share_evaluated'))})"
+        )
+        cells = (
+            Cell(count(point.get("candidates")), "", False),
+            Cell(evaluations, "", False),
+            *(cell(point, name) for name in names),
+            *(cell(before, name) for name in recalls),
+        )
+        rows.append((percent(point.get("share")), cells))
+    columns = [_measure(name) for name in names]
+    columns += [f"{_measure(name)}, before training" for name in recalls]
+    return RerankingTable(
+        columns=("Share re-ranked", "Candidates a query", "Gradients (of the pool)", *columns),
+        rows=tuple(rows),
+        caption="Exact re-ranking: the encoder's best of each query's pool, ordered by exact influence. "
+        "Gradients counts the different candidates of all test queries: each is computed once. Overlap: the "
+        "mean share of the exact top that is found, over depths from one on, so that the first places count "
+        "most.",
+    )
+
+
+def _points(evaluation: Mapping[str, Any], method: str) -> list[Mapping[str, Any]]:
+    """The points of a method's re-ranking curve whose share is known, by share."""
+    found = section(evaluation, "reranking").get(method)
+    points = [it for it in found if isinstance(it, Mapping)] if isinstance(found, list) else []
+    known = [(share, it) for it in points if (share := number(it.get("share"))) is not None]
+    return [it for _, it in sorted(known, key=lambda pair: pair[0])]
+
+
+def _measures_at_k(points: Sequence[Mapping[str, Any]], kinds: str) -> list[str]:
+    """The measures of these kinds (a pattern) that the first point holds."""
+    return [name for name in (points[0] if points else {}) if re.fullmatch(rf"({kinds})_at_\d+", str(name))]
+
+
+def _measure(name: object) -> str:
+    return _spoken(name).capitalize()
+
+
 def _spoken(name: object) -> str:
     return one_line(str(name).replace("_", " "), 60)
 
 
 def drawings(contents: ReportContents) -> list[Drawing]:
-    """The figures in the order of the page: training, predicted against exact, scores."""
-    return [_training(contents), _pairs(contents), _scores(contents)]
+    """The figures in the order of the page: training, predicted against exact, scores, and re-ranking where
+    it was evaluated."""
+    return [_training(contents), _pairs(contents), _scores(contents), *_reranking(contents.evaluation)]
 
 
 def _training(contents: ReportContents) -> Drawing:
@@ -262,7 +330,11 @@ def _pairs(contents: ReportContents) -> Drawing:
 
 def _scores(contents: ReportContents) -> Drawing:
     counts, edges = contents.score_histogram
-    first = (query.attributions[0].score for query in contents.queries if query.attributions)
+    first = (
+        query.attributions[0].score if query.encoder_best is None else query.encoder_best
+        for query in contents.queries
+        if query.attributions
+    )
     best = [score for score in first if number(score) is not None]
     median = f" The median of the queries' best scores is {decimal(statistics.median(best))}." if best else ""
     meaning = f"All {count(counts.sum())} scores of the corpus for the queries.{median}"
@@ -270,6 +342,62 @@ def _scores(contents: ReportContents) -> Drawing:
     if svg is None:
         return Drawing("Scores over the corpus", "", None, "No scores were counted.")
     return Drawing("Scores over the corpus", meaning, Markup(svg), "")
+
+
+def _reranking(evaluation: Mapping[str, Any]) -> list[Drawing]:
+    points = _points(evaluation, "encoder")
+    names = _measures_at_k(points, "recall")
+    if not names:
+        return []
+    name = "recall_at_10" if "recall_at_10" in names else names[0]
+
+    def mean(point: Mapping[str, Any]) -> float | None:
+        return number(section(point, name).get("mean"))
+
+    drawn = [it for it in points if mean(it) is not None]
+    if not drawn:
+        return []
+    shares = [float(it["share"]) for it in drawn]
+    gains = []
+    for method in ("encoder", "untrained_encoder"):
+        by_share = {number(it.get("share")): it for it in _points(evaluation, method)}
+        found = [section(by_share.get(share, {}), name) for share in shares]
+        gains.append(
+            figures.Gain(
+                METHODS[method],
+                [_drawable(it.get("mean")) for it in found],
+                [max(number(it.get("std")) or 0.0, 0.0) for it in found],
+            )
+        )
+    costs = [_drawable(it.get("pool_share_evaluated")) for it in drawn]
+    last = drawn[-1]
+    meaning = (
+        f"{_measure(name)} when the encoder's best examples of each query are ordered by exact influence, by "
+        f"the share of the pool that is. From {decimal(mean(drawn[0]))} at {percent(drawn[0]['share'])} to "
+        f"{decimal(mean(last))} at {percent(last['share'])}, which takes the gradients of "
+        f"{percent(last.get('pool_share_evaluated'))} of the pool for all test queries together."
+    )
+    svg = figures.reranking_gain(shares, gains, costs, _spoken(name), meaning)
+    return [Drawing("Exact re-ranking", meaning, Markup(svg), "")] if svg else []
+
+
+def _drawable(value: object) -> float:
+    known = number(value)
+    return math.nan if known is None else known
+
+
+def order_note(contents: ReportContents) -> str:
+    """By what the queries' examples are ordered, where that is not the encoder."""
+    done = contents.reranked
+    if done is None:
+        return ""
+    return (
+        f"The encoder's {count(done.candidates)} best of each query stand in the order of exact influence: "
+        "the score is the cosine of two gradients, and beside it stands the place that the encoder gave. "
+        f"They are {_plural(done.contents, 'different example', 'different examples')}, for which "
+        f"{_plural(done.gradient_evaluations, 'gradient was', 'gradients were')} computed; the others' were "
+        "in the sample. An example without a score has no gradient, or was not among those: it stands behind."
+    )
 
 
 def stages(contents: ReportContents) -> list[tuple[str, tuple[str, ...]]]:

@@ -36,7 +36,7 @@ def plan(settings: PipelineSettings) -> StagePlan:
         {
             "stage": "attribute",
             "inputs": {"embed": embedded.finished().digest},
-            "attribute": settings.attribute.model_dump(mode="json"),
+            "attribute": settings.attribute.model_dump(mode="json") | {"top_k": settings.kept_per_query},
         }
     )
     units = plan_units(
@@ -54,7 +54,7 @@ def plan(settings: PipelineSettings) -> StagePlan:
         arguments = {
             "queries": queries,
             "tables": SearchTables(GROUP, _RANKINGS, HISTOGRAM),
-            "top_k": settings.attribute.top_k,
+            "top_k": settings.kept_per_query,
         }
         manifests = run_units(
             WorkPlan(record, units, SearchWork, arguments),
@@ -63,7 +63,7 @@ def plan(settings: PipelineSettings) -> StagePlan:
             display,
         )
         rows = sum(m.rows_out for m in manifests.values())
-        merged = _merge(record, queries, settings.attribute.top_k, rows)
+        merged = _merge(record, queries, settings.kept_per_query, rows)
         manifests[closing] = record.commit(closing, merged, 0.0)
         return manifests
 

@@ -14,17 +14,28 @@ from influcoder_ray.tables.state import Manifest, StageState
 class StagePlan:
     """A stage's record, the fingerprint of what it would make, and the units that make it up.
 
-    `run` does what is missing and returns every unit's manifest; it needs Ray. `totals` are the
-    stage's own numbers beside the sums over its manifests.
+    `run` does what is missing and returns every unit's manifest; it needs Ray. Of a stage whose first
+    unit tells what the others are, `unit_ids` holds them all once that one is done. A `view` only shows
+    what other stages made, in seconds: one of other settings is made anew in its place.
     """
 
     state: StageState
     fingerprint: Fingerprint
     unit_ids: tuple[str, ...]
     run: Callable[[Display], Mapping[str, Manifest]]
+    view: bool = False
 
     def is_done(self) -> bool:
         return self.state.is_done(self.fingerprint, self.unit_ids)
+
+    def refuse_other(self) -> None:
+        """Refuse a folder that holds results of another fingerprint that are worth keeping.
+
+        Raises:
+            UserError: naming the fields that differ.
+        """
+        if not self.view:
+            self.state.refuse_other(self.fingerprint)
 
     def finish(
         self, settings: PipelineSettings, manifests: Mapping[str, Manifest], seconds: float
@@ -41,7 +52,7 @@ class StagePlan:
                 f"{self.state.stage}: {share:.1%} of the rows could not be used, more than max_quarantined "
                 f"{settings.max_quarantined:.1%}; see {self.state.root / 'quarantine'} for the reasons"
             )
-        self.state.finish(self.unit_ids, totals)
+        self.state.finish(manifests, totals)
         return totals
 
 

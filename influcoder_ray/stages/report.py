@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from influcoder_ray import __version__
 from influcoder_ray.config import PipelineSettings
-from influcoder_ray.stages import attribute, evaluate
+from influcoder_ray.stages import attribute, evaluate, rerank
 from influcoder_ray.stages.display import Display
 from influcoder_ray.stages.plan import StagePlan
 from influcoder_ray.tables.fingerprint import Fingerprint
@@ -20,14 +20,18 @@ def state(root: Place) -> StageState:
 
 
 def plan(settings: PipelineSettings) -> StagePlan:
+    inputs = {
+        stage.__name__.rsplit(".", 1)[-1]: stage.state(settings.root).finished().digest
+        for stage in (attribute, evaluate)
+    }
+    reranked = rerank.found(settings)
+    if reranked is not None:
+        inputs["rerank"] = reranked.digest
     fingerprint = Fingerprint(
         {
             "stage": "report",
             "version": __version__,
-            "inputs": {
-                stage.__name__.rsplit(".", 1)[-1]: stage.state(settings.root).finished().digest
-                for stage in (attribute, evaluate)
-            },
+            "inputs": inputs,
             "report": settings.report.model_dump(mode="json"),
         }
     )
@@ -44,4 +48,4 @@ def plan(settings: PipelineSettings) -> StagePlan:
         seconds = time.monotonic() - started
         return {unit_id: record.commit_files(unit_id, {REPORT: html}, seconds=seconds, counters={})}
 
-    return StagePlan(record, fingerprint, (unit_id,), run)
+    return StagePlan(record, fingerprint, (unit_id,), run, view=True)

@@ -27,6 +27,26 @@ ATTRIBUTIONS = pa.schema(
     ]
 )
 
+# `score` is null where an example, or the query, has no gradient.
+RERANKED = pa.schema(
+    [
+        pa.field("query_id", pa.string(), nullable=False),
+        pa.field("rank", pa.int32(), nullable=False),
+        pa.field("example_id", pa.string(), nullable=False),
+        pa.field("score", pa.float32()),
+        pa.field("encoder_rank", pa.int32(), nullable=False),
+        pa.field("encoder_score", pa.float32(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+    ]
+)
+
+CONTENTS = pa.schema(
+    [
+        pa.field("example_id", pa.string(), nullable=False),
+        pa.field("content_hash", pa.string(), nullable=False),
+    ]
+)
+
 GROUP_INFLUENCE = pa.schema(
     [
         pa.field("example_id", pa.string(), nullable=False),

@@ -99,7 +99,7 @@ class StageState:
             UserError: the stage has not been run to its end, or a file of its tables is gone.
         """
         found = self.fingerprint()
-        if found is None or not self._complete():
+        if found is None or not self.is_complete():
             raise UserError(f"{self.root / self.tables[0]}: not there yet; run the {self.stage} stage first")
         return found
 
@@ -204,6 +204,13 @@ class StageState:
             return False
         return set(unit_ids) <= self.manifests().keys()
 
+    def is_complete(self) -> bool:
+        """Whether the stage was finished, with whatever settings, and every file is still in place."""
+        place = self._folder / "totals.json"
+        return place.exists() and json.loads(place.read_bytes())["units"] == digest_of(
+            sorted(self.manifests())
+        )
+
     def files(self, table: str) -> list[CommittedFile]:
         """The files of a table that manifests vouch for, in order of unit id."""
         manifests = self.manifests()
@@ -241,12 +248,6 @@ class StageState:
                 rows = pq.ParquetFile(stream).read(columns=list(fields.names))
             parts.append(rows if where is None else rows.filter(where))
         return pa.concat_tables(parts).cast(fields) if parts else fields.empty_table()
-
-    def _complete(self) -> bool:
-        place = self._folder / "totals.json"
-        return place.exists() and json.loads(place.read_bytes())["units"] == digest_of(
-            sorted(self.manifests())
-        )
 
     def _vouch(self, manifest: Manifest) -> Manifest:
         (self._folder / "units" / f"{manifest.unit_id}.json").write_whole(manifest.to_json())

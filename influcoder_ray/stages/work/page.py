@@ -1,8 +1,9 @@
 """The page: what the report shows, gathered from the tables of the other stages."""
 
 import json
+import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,20 +16,19 @@ from influcoder_ray.attribution.distribution import ScoreHistogram, percentile_o
 from influcoder_ray.config import PipelineSettings
 from influcoder_ray.encoder.specs import HISTORY
 from influcoder_ray.examples import Example
-from influcoder_ray.examples.columns import examples_from_cells
 from influcoder_ray.examples.example import from_table
 from influcoder_ray.report.contents import (
     Attribution,
     EpochRow,
     QueryPage,
     ReportContents,
+    Reranked,
     StageRow,
     Truncation,
 )
-from influcoder_ray.stages import attribute, distill, embed, evaluate, sample, sketch
+from influcoder_ray.stages import attribute, distill, embed, evaluate, rerank, sample, sketch
+from influcoder_ray.stages.texts import corpus_examples
 from influcoder_ray.tables import schemas
-from influcoder_ray.tables.datafiles import find_data_files
-from influcoder_ray.tables.lookup import find_rows
 from influcoder_ray.tables.place import Place
 from influcoder_ray.tables.state import StageState
 
@@ -40,16 +40,21 @@ def contents(settings: PipelineSettings) -> ReportContents:
     root = settings.root
     evaluation = json.loads((root / evaluate.EVALUATION).read_bytes())
     history = json.loads((root / distill.ENCODER / HISTORY).read_bytes())
-    totals = {stage: _totals(module.state(root)) for stage, module in _STAGES.items()}
+    reranked = rerank.found(settings) is not None
+    stages = {stage: module for stage, module in _STAGES.items() if module is not rerank or reranked}
+    totals = {stage: _totals(module.state(root)) for stage, module in stages.items()}
     pairs = evaluate.state(root).read(evaluate.PAIRS, schemas.EVALUATION_PAIRS)
     shape = (evaluation["queries"], evaluation["pool"])
     group = _group_extremes(attribute.state(root))
     pages = _chosen_queries(settings)
-    best = _best_attributions(settings, [query.example_id for query, _ in pages])
-    texts = _texts(settings, [row["source"] for row in (*best, *group[0], *group[1])])
+    shown = [query.example_id for query, _ in pages]
+    encoder_best = _best_attributions(settings, shown)
+    best = _exact_order(settings, encoder_best, group[2]) if reranked else encoder_best
+    texts = corpus_examples(settings, [row["source"] for row in (*best, *group[0], *group[1])])
     by_query: dict[str, list[Attribution]] = {}
     for row in best:
         by_query.setdefault(row["query_id"], []).append(_attribution(row, texts))
+    top_score = {row["query_id"]: row["score"] for row in encoder_best if row["rank"] == 1}
     return ReportContents(
         title=settings.report.title,
         influcoder_version=__version__,
@@ -63,7 +68,12 @@ def contents(settings: PipelineSettings) -> ReportContents:
         score_histogram=_histogram(attribute.state(root)),
         queries=tuple(
             QueryPage(
-                query.example_id, split, query.prompt, query.response, tuple(by_query[query.example_id])
+                query.example_id,
+                split,
+                query.prompt,
+                query.response,
+                tuple(by_query[query.example_id]),
+                top_score[query.example_id],
             )
             for query, split in pages
         ),
@@ -71,8 +81,9 @@ def contents(settings: PipelineSettings) -> ReportContents:
         least=tuple(_attribution(row, texts) for row in group[1]),
         stages=tuple(_stage_row(stage, numbers) for stage, numbers in totals.items()),
         truncation=_truncation(settings, totals),
-        quarantine_reasons=_quarantine_reasons(root),
+        quarantine_reasons=_quarantine_reasons(root, stages),
         corpus_rows=group[2],
+        reranked=_reranked(rerank.state(root)) if reranked else None,
     )
 
 
@@ -82,6 +93,7 @@ _STAGES: dict[str, Any] = {
     "distill": distill,
     "embed": embed,
     "attribute": attribute,
+    "rerank": rerank,
     "evaluate": evaluate,
 }
 
@@ -107,6 +119,30 @@ def _best_attributions(settings: PipelineSettings, query_ids: Sequence[str]) -> 
     wanted = pc.is_in(table["query_id"], pa.array(query_ids))
     rows: list[dict[str, Any]] = table.filter(pc.and_(shown, wanted)).to_pylist()
     return rows
+
+
+def _exact_order(
+    settings: PipelineSettings, encoder_best: Sequence[Mapping[str, Any]], corpus_rows: int
+) -> list[dict[str, Any]]:
+    """As many rows of each query in exact order; behind those re-ranked the encoder's order goes on."""
+    table = rerank.state(settings.root).read(rerank.RERANKED, schemas.RERANKED)
+    wanted = pc.field("query_id").isin([row["query_id"] for row in encoder_best if row["rank"] == 1])
+    exact: dict[str, list[dict[str, Any]]] = {}
+    for row in table.filter(wanted).to_pylist():
+        score = math.nan if row["score"] is None else row["score"]
+        percentile = percentile_of_rank(row["encoder_rank"], corpus_rows)
+        exact.setdefault(row["query_id"], []).append(row | {"score": score, "percentile": percentile})
+    for row in encoder_best:
+        if row["rank"] > len(exact[row["query_id"]]):
+            exact[row["query_id"]].append({**row, "score": math.nan, "encoder_rank": row["rank"]})
+    return [row for rows in exact.values() for row in rows[: settings.report.examples_per_query]]
+
+
+def _reranked(record: StageState) -> Reranked:
+    totals = _totals(record)
+    held = record.fingerprint()
+    candidates = held.fields["rerank"]["candidates"] if held else 0
+    return Reranked(candidates, int(totals["contents"]), int(totals["gradient_evaluations"]))
 
 
 def _group_extremes(
@@ -135,18 +171,6 @@ def _first(table: pa.Table, order: str) -> pa.Table:
     return table.sort_by([("score", order), ("example_id", "ascending")])[:_GROUP_EXAMPLES]
 
 
-def _texts(settings: PipelineSettings, sources: Iterable[str]) -> dict[str, Example]:
-    """The corpus examples at the named places, by place."""
-    columns = settings.corpus.columns
-    files = find_data_files(settings.corpus.path, setting="corpus.path")
-    texts = {}
-    for source, cells in find_rows(files, columns.names, sources).items():
-        relative, row = source.rsplit(":", 1)
-        examples, _ = examples_from_cells(cells, columns, relative=relative, first_row=int(row))
-        texts.update({e.source: e for e in examples})
-    return texts
-
-
 def _attribution(row: Mapping[str, Any], texts: Mapping[str, Example]) -> Attribution:
     example = texts[row["source"]]
     return Attribution(
@@ -157,6 +181,7 @@ def _attribution(row: Mapping[str, Any], texts: Mapping[str, Example]) -> Attrib
         row["source"],
         example.prompt,
         example.response,
+        row.get("encoder_rank"),
     )
 
 
@@ -172,15 +197,17 @@ def _histogram(record: StageState) -> tuple[np.ndarray, np.ndarray]:
 def _stage_row(stage: str, totals: Mapping[str, float]) -> StageRow:
     seconds = totals["wall_seconds"]
     busy = totals["compute_seconds"]
-    rows, tokens = totals["rows_out"], totals.get("tokens")
+    # Of candidates that were in the sample nothing was computed.
+    computed = totals["rows_out"] - totals.get("contents_in_sample", 0)
+    tokens = totals.get("tokens")
     return StageRow(
         name=stage,
         seconds=seconds,
         units=int(totals["units"]),
         rows_in=int(totals["rows_in"]),
-        rows_out=int(rows),
+        rows_out=int(totals["rows_out"]),
         rows_quarantined=int(totals["rows_quarantined"]),
-        rows_per_second=rows / busy if rows and busy else None,
+        rows_per_second=computed / busy if computed and busy else None,
         tokens_per_second=tokens / busy if tokens and busy else None,
     )
 
@@ -196,10 +223,10 @@ def _truncation(
     )
 
 
-def _quarantine_reasons(root: Place) -> dict[str, int]:
+def _quarantine_reasons(root: Place, stages: Mapping[str, Any]) -> dict[str, int]:
     """How many rows each reason set aside, by the stages that vouch for them."""
     reasons: Counter[str] = Counter()
-    for module in _STAGES.values():
+    for module in stages.values():
         table = module.state(root).read("quarantine", schemas.QUARANTINE)
         reasons.update(f"{row['stage']}: {row['reason']}" for row in table.to_pylist())
     return dict(reasons.most_common())

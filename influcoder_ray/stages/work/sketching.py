@@ -24,7 +24,12 @@ def load_teacher(model: ModelSpec, adapter: AdapterSpec, *, seed: int, threads: 
 
 
 class SketchWork:
-    """Holds the teacher and sketches units of the sample."""
+    """Holds the teacher and sketches units of examples.
+
+    Args:
+        pool_table: the table whose units are examples of the corpus; those of others are queries.
+        stage: whose quarantine takes the rows that cannot be sketched.
+    """
 
     def __init__(
         self,
@@ -34,8 +39,10 @@ class SketchWork:
         seed: int,
         threads: int,
         pool_table: str,
+        stage: str = "sketch",
     ) -> None:
         self._pool_table = pool_table
+        self._stage = stage
         self._teacher = load_teacher(model, adapter, seed=seed, threads=threads)
         self._sketch = CountSketch(sketch.width, seed)
         self._schema = schemas.sketches(sketch.width, sketch.dtype)
@@ -64,10 +71,11 @@ class SketchWork:
             rows_in=len(examples),
             rows_out=len(good),
             quarantine=quarantine_table(
-                "sketch",
+                self._stage,
                 [(examples[i].example_id, examples[i].source, why) for i, why in refused.items() if why],
             ),
             counters={
+                "gradient_evaluations": len(with_loss),
                 "tokens": sum(len(tokens[i].ids) for i in good),
                 "truncated": sum(tokens[i].truncated for i in good),
                 "positions": sketches.positions,

@@ -1,0 +1,21 @@
+"""The texts of a few examples of the corpus, read again from where they stand."""
+
+from collections.abc import Iterable
+
+from influcoder_ray.config import PipelineSettings
+from influcoder_ray.examples import Example
+from influcoder_ray.examples.columns import examples_from_cells
+from influcoder_ray.tables.datafiles import find_data_files
+from influcoder_ray.tables.lookup import find_rows
+
+
+def corpus_examples(settings: PipelineSettings, sources: Iterable[str]) -> dict[str, Example]:
+    """The corpus examples at the named places ("<file>:<row>"), by place."""
+    columns = settings.corpus.columns
+    files = find_data_files(settings.corpus.path, setting="corpus.path")
+    texts = {}
+    for source, cells in find_rows(files, columns.names, sources).items():
+        relative, row = source.rsplit(":", 1)
+        examples, _ = examples_from_cells(cells, columns, relative=relative, first_row=int(row))
+        texts.update({e.source: e for e in examples})
+    return texts
