@@ -35,7 +35,8 @@ def reranking_curve(
 
     Two measures for each k, both 1 for the exact order and neither ever lower for a larger share:
 
-    - recall_at_<k>: the share of the exact top k that is in the re-ranked top k, as `agreement.recall_at_k`.
+    - recall_at_<k>: the share of the exact top k that is in the re-ranked top k, as `agreement.recall_at_k`;
+      it moves only where N is above k, for until then the first k stay the same examples.
     - overlap_at_<k>: the mean over depths d = 1..k of the share of the exact top d that is in the re-ranked
       top d: average overlap, which is one minus the intersection metric of Fagin, Kumar and Sivakumar,
       "Comparing top k lists" (SIAM J. Discrete Math. 17, 2003). An error at the first place counts at

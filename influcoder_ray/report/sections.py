@@ -263,7 +263,7 @@ def reranking(evaluation: Mapping[str, Any]) -> RerankingTable | None:
         caption="Exact re-ranking: the encoder's best of each query's pool, ordered by exact influence. "
         "Gradients counts the different candidates of all test queries: each is computed once. Overlap: the "
         "mean share of the exact top that is found, over depths from one on, so that the first places count "
-        "most.",
+        "most. Ordering fewer candidates than its first places cannot change a recall.",
     )
 
 
@@ -359,12 +359,12 @@ def _reranking(evaluation: Mapping[str, Any]) -> list[Drawing]:
         return []
     shares = [float(it["share"]) for it in drawn]
     gains = []
-    for method in ("encoder", "untrained_encoder"):
+    for method, legend in (("encoder", "trained"), ("untrained_encoder", "before training")):
         by_share = {number(it.get("share")): it for it in _points(evaluation, method)}
         found = [section(by_share.get(share, {}), name) for share in shares]
         gains.append(
             figures.Gain(
-                METHODS[method],
+                legend,
                 [_drawable(it.get("mean")) for it in found],
                 [max(number(it.get("std")) or 0.0, 0.0) for it in found],
             )
@@ -373,7 +373,8 @@ def _reranking(evaluation: Mapping[str, Any]) -> list[Drawing]:
     last = drawn[-1]
     meaning = (
         f"{_measure(name)} when the encoder's best examples of each query are ordered by exact influence, by "
-        f"the share of the pool that is. From {decimal(mean(drawn[0]))} at {percent(drawn[0]['share'])} to "
+        "the share of the pool that is so ordered. "
+        f"From {decimal(mean(drawn[0]))} at {percent(drawn[0]['share'])} to "
         f"{decimal(mean(last))} at {percent(last['share'])}, which takes the gradients of "
         f"{percent(last.get('pool_share_evaluated'))} of the pool for all test queries together."
     )

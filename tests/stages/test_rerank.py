@@ -67,6 +67,7 @@ def attributed(
         fields: dict[str, Any] = data | {
             "model": {"template": "plain"},
             "sample": {"pool": 16, "shared_content": "keep"},
+            "distill": {"epochs": 1},
             "attribute": {"top_k": 100},
             "rerank": {"candidates": 100},
         }

@@ -46,6 +46,7 @@ def test_a_whole_run_from_s3_to_s3_and_a_second_one_that_does_nothing(
         corpus={"path": "s3://attribution/data/corpus.parquet"},
         queries={"path": "s3://attribution/data/queries.parquet"},
         model={"path": "s3://attribution/models/lm"},
+        rerank={"candidates": 3},
     )
     (tmp_path / "settings.yaml").write_text(settings.to_yaml())
 
@@ -66,11 +67,19 @@ def test_a_whole_run_from_s3_to_s3_and_a_second_one_that_does_nothing(
             pq.read_table(path, filesystem=bucket).num_rows
             for path in bucket.glob(f"attribution/run/{table}/*.parquet")
         )
-        for table in ("embeddings", "attributions", "group_influence", "sketches/pool", "sketches/queries")
+        for table in (
+            "embeddings",
+            "attributions",
+            "reranked",
+            "group_influence",
+            "sketches/pool",
+            "sketches/queries",
+        )
     }
     assert counts == {
         "embeddings": 120,
         "attributions": 24 * 7,
+        "reranked": 24 * 3,
         "group_influence": 120,
         "sketches/pool": 60,
         "sketches/queries": 24,
