@@ -1,9 +1,11 @@
 """How well predicted influence orders the pool as exact influence does: rank agreement and recall.
 
-Shapes: Q queries, P pool examples, K top k. Both matrices are (Q, P), higher = more influence.
+Shapes: Q queries, P pool examples, K top k, R bootstrap resamples. Both matrices are (Q, P), higher =
+more influence.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +13,22 @@ from scipy.stats import rankdata
 
 Array = npt.NDArray[np.float64]
 Summary = dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True, eq=False)
+class Resampled:
+    """Every measure of one prediction: on all test queries, and on each bootstrap resample of them.
+
+    `estimates` are on all queries, `draws` (R,) on the resamples, both by the measure's name. Two
+    predictions on the same `bootstrap_rows` are paired: draw r of both rests on the same queries.
+    """
+
+    estimates: dict[str, float]
+    draws: dict[str, Array]
+
+    def summary(self) -> Summary:
+        """The estimate of each measure, and the standard deviation of its draws."""
+        return {name: mean_and_std(self.estimates[name], draws) for name, draws in self.draws.items()}
 
 
 def per_query_rho(predicted: npt.ArrayLike, exact: npt.ArrayLike) -> Array:
@@ -87,23 +105,47 @@ def summarise(
 
     Source: Efron (1979), the nonparametric bootstrap.
     """
+    queries = len(_matrices(predicted, exact)[1])
+    rows = bootstrap_rows(queries, resamples, seed)
+    return resample(predicted, exact, recall_at=recall_at, rows=rows).summary()
+
+
+def bootstrap_rows(queries: int, resamples: int, seed: int) -> npt.NDArray[np.int64]:
+    """Which queries each bootstrap resample holds: (R, Q) rows, drawn with replacement.
+
+    Raises:
+        ValueError: fewer than 2 resamples.
+
+    Source: Efron (1979), the nonparametric bootstrap.
+    """
     if resamples < 2:
         raise ValueError(f"resamples is {resamples}; a standard deviation needs at least 2")
+    return np.random.default_rng(seed).integers(queries, size=(resamples, queries))
+
+
+def resample(
+    predicted: npt.ArrayLike,
+    exact: npt.ArrayLike,
+    *,
+    recall_at: Sequence[int],
+    rows: npt.NDArray[np.int64],
+) -> Resampled:
+    """Every measure of one (Q, P) prediction on all queries, and on each of the (R, Q) resamples in `rows`.
+
+    Raises:
+        ValueError: as `recall_at_k`.
+    """
     pair = _matrices(predicted, exact)
     per_query = _per_query(*pair, recall_at)
-    generator = np.random.default_rng(seed)
-    queries = pair[0].shape[0]
-    draws: dict[str, list[float]] = {"aggregated_rho": [], **{name: [] for name in per_query}}
-    for _ in range(resamples):
-        drawn = generator.integers(queries, size=queries)
-        draws["aggregated_rho"].append(_mean_rho(pair[0][drawn], pair[1][drawn]))
-        for name, values in per_query.items():
-            draws[name].append(float(values[drawn].mean()))
-    means = point_estimates(*pair, recall_at)
-    return {name: mean_and_std(means[name], draws[name]) for name in draws}
+    estimates = {name: float(values.mean()) for name, values in per_query.items()}
+    aggregated = np.array([_mean_rho(pair[0][drawn], pair[1][drawn]) for drawn in rows], dtype=np.float64)
+    draws = {name: np.asarray(values[rows].mean(axis=1)) for name, values in per_query.items()}
+    return Resampled(
+        {"aggregated_rho": _mean_rho(*pair), **estimates}, {"aggregated_rho": aggregated, **draws}
+    )
 
 
-def mean_and_std(mean: float, draws: Sequence[float]) -> dict[str, float]:
+def mean_and_std(mean: float, draws: Sequence[float] | Array) -> dict[str, float]:
     """The two figures of one measure: its mean, and the sample standard deviation of its draws."""
     return {"mean": mean, "std": float(np.std(draws, ddof=1))}
 

@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from influcoder_ray.evaluation.splits import audit_splits
+from influcoder_ray.evaluation.splits import audit_splits, near_duplicates
 
 
 def test_content_in_two_splits_is_counted_once_and_repeats_inside_one_are_not() -> None:
@@ -23,3 +23,22 @@ def test_shared_contents_are_those_held_by_two_splits(contents: dict[str, list[s
     audit = audit_splits(contents)
     assert audit["shared_contents"] == len(shared)
     assert audit["disjoint"] == (not shared)
+
+
+def test_a_text_that_differs_in_case_punctuation_and_numbers_alone_is_a_near_duplicate() -> None:
+    """Prevents a template filled anew from passing as a text that training has not shown."""
+    train = ["What is 17 + 4? It is 21.", "Bread is made of flour", "?!"]
+    near = ["what is 3 + 1,000.5 it is 8", "BREAD -- is_made of flour!", "bread is made of ﬂour"]
+    far = ["What is seventeen + 4? It is 21.", "Bread is made of water", "Bread is made", "?!...", ""]
+    assert near_duplicates(train, near) == 3
+    assert near_duplicates(train, far) == 0
+    assert near_duplicates(iter(train), [*near, *far, near[0]]) == 4
+    assert near_duplicates([], near) == near_duplicates(train, []) == 0
+
+
+@given(st.text(max_size=20), st.integers(0, 10**6))
+@settings(max_examples=50, deadline=None)
+def test_every_text_with_a_word_is_near_itself_however_it_is_written(text: str, number: int) -> None:
+    """Prevents a normal form that depends on what it is to ignore."""
+    written = [f"word {text} {number}", f"  WORD, {text}\n({number + 1})!"]
+    assert near_duplicates([written[0]], written) == 2
