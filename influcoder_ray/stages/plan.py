@@ -15,27 +15,27 @@ class StagePlan:
     """A stage's record, the fingerprint of what it would make, and the units that make it up.
 
     `run` does what is missing and returns every unit's manifest; it needs Ray. Of a stage whose first
-    unit tells what the others are, `unit_ids` holds them all once that one is done. A `view` only shows
-    what other stages made, in seconds: one of other settings is made anew in its place.
+    unit tells what the others are, `unit_ids` holds them all once that one is done. `renewed_by` names the
+    fields of the fingerprint that may differ from what the folder holds: its files are then made anew,
+    where any other difference is refused.
     """
 
     state: StageState
     fingerprint: Fingerprint
     unit_ids: tuple[str, ...]
     run: Callable[[Display], Mapping[str, Manifest]]
-    view: bool = False
-
-    def is_done(self) -> bool:
-        return self.state.is_done(self.fingerprint, self.unit_ids)
+    renewed_by: tuple[str, ...] = ()
 
     def refuse_other(self) -> None:
-        """Refuse a folder that holds results of another fingerprint that are worth keeping.
+        """Refuse a folder that holds another run's files.
 
         Raises:
             UserError: naming the fields that differ.
         """
-        if not self.view:
-            self.state.refuse_other(self.fingerprint)
+        self.state.refuse_other(self.fingerprint, self.renewed_by)
+
+    def is_done(self) -> bool:
+        return self.state.is_done(self.fingerprint, self.unit_ids)
 
     def finish(
         self, settings: PipelineSettings, manifests: Mapping[str, Manifest], seconds: float

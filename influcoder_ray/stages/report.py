@@ -48,4 +48,6 @@ def plan(settings: PipelineSettings) -> StagePlan:
         seconds = time.monotonic() - started
         return {unit_id: record.commit_files(unit_id, {REPORT: html}, seconds=seconds, counters={})}
 
-    return StagePlan(record, fingerprint, (unit_id,), run, view=True)
+    # One file, made in seconds out of what is there: when what it shows is renewed, so is the page.
+    renewed_by = ("inputs.evaluate", "inputs.rerank")
+    return StagePlan(record, fingerprint, (unit_id,), run, renewed_by=renewed_by)

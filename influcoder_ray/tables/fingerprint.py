@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -33,13 +33,17 @@ class Fingerprint:
     def from_json(data: bytes) -> "Fingerprint":
         return Fingerprint(json.loads(data)["fields"])
 
-    def differences(self, other: "Fingerprint") -> list[str]:
-        """The dotted fields in which `other` differs, as "name is THERE there and HERE here"."""
+    def differences(self, other: "Fingerprint", apart_from: Collection[str] = ()) -> list[str]:
+        """The dotted fields in which `other` differs, as "name is THERE there and HERE here".
+
+        Args:
+            apart_from: dotted fields that are not looked at.
+        """
         here, there = dict(_flatten(self.fields)), dict(_flatten(other.fields))
         return [
             f"{name} is {_short(there.get(name, 'absent'))} there and {_short(here.get(name, 'absent'))} here"
             for name in sorted(here.keys() | there.keys())
-            if here.get(name) != there.get(name)
+            if here.get(name) != there.get(name) and name not in apart_from
         ]
 
 

@@ -6,7 +6,7 @@ and nothing else. A reader reads the files that manifests name, and no others.
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 
@@ -103,8 +103,11 @@ class StageState:
             raise UserError(f"{self.root / self.tables[0]}: not there yet; run the {self.stage} stage first")
         return found
 
-    def refuse_other(self, fingerprint: Fingerprint) -> None:
+    def refuse_other(self, fingerprint: Fingerprint, renewed_by: Collection[str] = ()) -> None:
         """Refuse a folder that holds another fingerprint's files; writes nothing.
+
+        Args:
+            renewed_by: dotted fields that may differ, since the stage then makes its files anew.
 
         Raises:
             UserError: naming the fields that differ.
@@ -112,7 +115,9 @@ class StageState:
         held = self.fingerprint()
         if held is None or held.digest == fingerprint.digest or not self._table_sizes():
             return
-        differences = fingerprint.differences(held)
+        differences = fingerprint.differences(held, apart_from=renewed_by)
+        if not differences:
+            return
         more = f" (and {len(differences) - 3} more)" if len(differences) > 3 else ""
         raise UserError(
             f"{self.root / self.tables[0]} holds another run: {'; '.join(differences[:3])}{more}; "

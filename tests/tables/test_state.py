@@ -147,6 +147,18 @@ def test_another_fingerprints_folder_is_refused_by_the_fields_that_differ(state:
     assert _ids(state) == ["a"]
 
 
+def test_a_difference_that_renews_a_stage_is_not_refused_and_any_other_still_is(state: StageState) -> None:
+    """Prevents one more seed from asking a person to delete files, or from letting two models mix."""
+    _commit(state, "u1", "a")
+    more = Fingerprint({"model": {"name": "a"}, "seed": 1})
+    with pytest.raises(UserError, match="seed is 0 there and 1 here"):
+        state.refuse_other(more)
+    state.refuse_other(more, ("seed",))
+    with pytest.raises(UserError, match=r": model\.name is \S+ there and \S+ here; use"):
+        state.refuse_other(Fingerprint({"model": {"name": "b"}, "seed": 1}), ("seed",))
+    assert _ids(state) == ["a"]
+
+
 def test_an_empty_folder_is_refused_to_nobody(tmp_path: Path) -> None:
     """Prevents a first run, or one that ended before its first unit, from being turned away."""
     state = StageState(Place(str(tmp_path)), "embed", ["t"])
