@@ -25,6 +25,10 @@ Config = Annotated[str, typer.Option("--config", help="Settings file (YAML).", s
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="A setting over the file's, as key.inner=value; repeatable.")
 ]
+Seeds = Annotated[
+    int | None,
+    typer.Option(help="Encoders to distil and compare, each with its own seed: evaluate.seeds.", min=1),
+]
 Address = Annotated[
     str | None,
     typer.Option(help="Ray cluster to join (host:port, ray://host:port or auto); else Ray starts here."),
@@ -37,6 +41,10 @@ def _run(config: str, overrides: list[str] | None, address: str | None, *stages:
 
     settings = load_settings(config, overrides or ())
     pipeline.run(settings, stages=stages or pipeline.STAGES, address=address, console=_console())
+
+
+def _with_seeds(overrides: list[str] | None, seeds: int | None) -> list[str]:
+    return [*(overrides or ()), *([] if seeds is None else [f"evaluate.seeds={seeds}"])]
 
 
 def _stage_command(stage: str, help_text: str) -> None:
@@ -81,7 +89,22 @@ def attribute(
 
 
 _stage_command("rerank", "Order each query's best examples by exact influence.")
-_stage_command("evaluate", "Compare the encoder with exact influence on the test split.")
+
+
+@app.command()
+def evaluate(
+    config: Config, seeds: Seeds = None, overrides: Overrides = None, address: Address = None
+) -> None:
+    """Compare the encoder with exact influence on the test split, beside its rivals.
+
+    With --seeds K, K - 1 more encoders are distilled, and the encoder's figures have a spread over training
+    seeds; those that are there from an earlier call are kept.
+
+    Example: influcoder-ray evaluate --config pipeline.yaml --seeds 3
+    """
+    _run(config, _with_seeds(overrides, seeds), address, "evaluate")
+
+
 _stage_command("report", "Write report.html from what the other stages left.")
 
 
@@ -89,13 +112,14 @@ _stage_command("report", "Write report.html from what the other stages left.")
 def run(
     config: Annotated[str, typer.Argument(metavar="SETTINGS", help="Settings file (YAML).")],
     overrides: Overrides = None,
+    seeds: Seeds = None,
     address: Address = None,
 ) -> None:
     """Run all stages, skipping what is done.
 
     Example: influcoder-ray run pipeline.yaml --set sketch.width=8192
     """
-    _run(config, overrides, address)
+    _run(config, _with_seeds(overrides, seeds), address)
 
 
 @app.command()

@@ -91,6 +91,12 @@ class RerankSpec(Spec):
 class EvaluateSpec(Spec):
     """The comparison with exact influence on the test split."""
 
+    seeds: int = Field(
+        default=1,
+        ge=1,
+        description="Encoders to distil and compare, with the run's seed, the next one and so on; with "
+        "several, the encoder's figures have a spread over them. The run's own is the first.",
+    )
     recall_at: tuple[int, ...] = Field(default=(10,), description="The k of each recall@k.")
     resamples: int = Field(
         default=200, ge=2, description="Bootstrap resamples of the test queries behind each spread."

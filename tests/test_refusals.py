@@ -161,3 +161,26 @@ def test_a_stage_without_its_input_names_the_stage_to_run_first(
     arguments = ["embed", "--config", str(tmp_path / "pipeline.yaml")]
     assert cli.exit_status_of(lambda: cli.app(arguments, standalone_mode=False)) == 2
     assert "run the sample stage first" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["run"], ["evaluate", "--config"]])
+def test_seeds_on_the_command_line_are_the_setting(
+    command: list[str], fields: Fields, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An option that reached the run but not the settings file would be gone in a replay."""
+    (tmp_path / "pipeline.yaml").write_text(yaml.safe_dump(fields | {"evaluate": {"seeds": 2}}))
+    seen = []
+    monkeypatch.setattr("influcoder_ray.pipeline.run", lambda settings, **rest: seen.append(settings))
+    for option in ([], ["--seeds", "3"]):
+        cli.app([*command, str(tmp_path / "pipeline.yaml"), *option], standalone_mode=False)
+    assert [settings.evaluate.seeds for settings in seen] == [2, 3]
+
+
+def test_no_seeds_at_all_are_refused(
+    fields: Fields, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An evaluation without any encoder would have nothing to compare."""
+    (tmp_path / "pipeline.yaml").write_text(yaml.safe_dump(fields))
+    arguments = ["run", str(tmp_path / "pipeline.yaml"), "--set", "evaluate.seeds=0"]
+    assert cli.exit_status_of(lambda: cli.app(arguments, standalone_mode=False)) == 2
+    assert "evaluate.seeds" in capsys.readouterr().err

@@ -30,13 +30,41 @@ def check(settings: PipelineSettings) -> None:
     check_encoder(at_hand(settings.encoder))
 
 
-def plan(settings: PipelineSettings) -> StagePlan:
+def seeds(settings: PipelineSettings) -> range:
+    """The seeds of the encoders that evaluation compares; the first is that of the run's own."""
+    return range(settings.seed, settings.seed + settings.evaluate.seeds)
+
+
+def seed_state(settings: PipelineSettings, seed: int) -> StageState:
+    """The record of the encoder that is distilled with a seed.
+
+    Those of other seeds than the run's own are for evaluation alone, and lie below `_state/`: beside the
+    evaluation's record, which is emptied whenever another evaluation begins.
+    """
+    if seed == settings.seed:
+        return state(settings.root)
+    return StageState(settings.root, f"seeds/{seed}", (f"_state/seeds/{seed}/{ENCODER}",))
+
+
+def encoder_folder(settings: PipelineSettings, seed: int) -> Place:
+    """Where the encoder lies that is distilled with a seed."""
+    return settings.root / seed_state(settings, seed).tables[0]
+
+
+def plan(settings: PipelineSettings, seed: int | None = None) -> StagePlan:
+    """What distilling an encoder takes.
+
+    Args:
+        seed: of what is random in the distillation, the run's own if None. Sample, splits and sketches
+            are the run's whichever it is.
+    """
+    seed = settings.seed if seed is None else seed
     encoder = at_hand(settings.encoder)
     fingerprint = Fingerprint(
         {
             "stage": "distill",
             "scheme": "spectral-1",
-            "seed": settings.seed,
+            "seed": seed,
             "inputs": {
                 "sample": sample.state(settings.root).finished().digest,
                 "sketch": sketch.state(settings.root).finished().digest,
@@ -47,7 +75,7 @@ def plan(settings: PipelineSettings) -> StagePlan:
             "distill": settings.distill.model_dump(mode="json"),
         }
     )
-    record = state(settings.root)
+    record = seed_state(settings, seed)
     unit_id = f"encoder-{fingerprint.digest[:16]}"
 
     def run(display: Display) -> Mapping[str, Manifest]:
@@ -55,9 +83,9 @@ def plan(settings: PipelineSettings) -> StagePlan:
 
         record.begin(fingerprint)
         started = time.monotonic()
-        trained = train(settings, fingerprint.digest, display)
+        trained = train(settings, fingerprint.digest, display, seed=seed, stage=record.stage)
         seconds = time.monotonic() - started
-        files = {f"{ENCODER}/{name}": data for name, data in trained.items()}
+        files = {f"{record.tables[0]}/{name}": data for name, data in trained.items()}
         return {unit_id: record.commit_files(unit_id, files, seconds=seconds, counters={})}
 
     return StagePlan(record, fingerprint, (unit_id,), run)

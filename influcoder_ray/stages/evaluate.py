@@ -20,12 +20,16 @@ def state(root: Place) -> StageState:
 
 
 def plan(settings: PipelineSettings) -> StagePlan:
+    own = distill.plan(settings)
+    # The encoder of another sample, left from before, may have been trained on what is now the test.
+    distilled = own.state.finished()
+    own.refuse_other()
     fingerprint = Fingerprint(
         {
             "stage": "evaluate",
             "inputs": {
                 "sketch": sketch.state(settings.root).finished().digest,
-                "distill": distill.state(settings.root).finished().digest,
+                "distill": distilled.digest,
             },
             "influence": settings.influence.model_dump(mode="json"),
             "evaluate": settings.evaluate.model_dump(mode="json"),
@@ -40,6 +44,9 @@ def plan(settings: PipelineSettings) -> StagePlan:
         from influcoder_ray.stages.cluster import reserve
         from influcoder_ray.stages.work.evaluation import evaluate
 
+        for seed in distill.seeds(settings)[1:]:
+            _distill(settings, seed, display)
+        # Only now: an evaluation of fewer seeds stays whole until the others are trained.
         record.begin(fingerprint)
         reservation = reserve(settings.workers.evaluate)
         task = ray.remote(evaluate).options(num_cpus=reservation.cpus, num_gpus=reservation.gpus)
@@ -53,4 +60,16 @@ def plan(settings: PipelineSettings) -> StagePlan:
             ids[1]: record.commit(ids[1], Output({PAIRS: pairs}, rows_in=0, rows_out=0), 0.0),
         }
 
-    return StagePlan(record, fingerprint, ids, run)
+    return StagePlan(record, fingerprint, ids, run, renewed_by=("evaluate.seeds",))
+
+
+def _distill(settings: PipelineSettings, seed: int, display: Display) -> None:
+    """Distil the encoder of a further seed, unless that is done."""
+    plan = distill.plan(settings, seed)
+    if plan.is_done():
+        display.say(f"  the encoder of seed {seed} is distilled already")
+        return
+    display.say(f"  distilling with seed {seed}")
+    started = time.monotonic()
+    manifests = plan.run(display)
+    plan.finish(settings, manifests, time.monotonic() - started)

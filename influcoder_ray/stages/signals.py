@@ -38,17 +38,26 @@ def read_signals(settings: PipelineSettings, side: str, split: str, part: slice 
         split: "train", "validation" or "test".
         part: which of them, in that order; the others' sketches are never held in memory together.
     """
-    table = f"sketches/{side}"
     schema = schemas.sketches(settings.sketch.width, settings.sketch.dtype)
-    record = sketch.state(settings.root)
-    in_split = pc.field("split") == split
-    hashes = record.read(table, schema, ["content_hash", "split"], in_split)["content_hash"].to_pylist()
-    mine = sorted(hashes)[part]
+    hashes = contents_of(settings, side, split)
+    mine = hashes[part]
     wanted = pc.field("content_hash").isin(mine)
-    sketches = record.read(table, schema, where=wanted).sort_by("content_hash")
+    record = sketch.state(settings.root)
+    sketches = record.read(f"sketches/{side}", schema, where=wanted).sort_by("content_hash")
     examples = sample.state(settings.root).read(f"sample/{side}", schemas.EXAMPLES, where=wanted)
     by_hash = {e.content_hash: e for e in from_table(examples)}
     return Signals([by_hash[h] for h in mine], sketch_matrix(sketches), len(hashes))
+
+
+def contents_of(settings: PipelineSettings, side: str, split: str) -> list[str]:
+    """The content hashes of the sketched examples of one side and split, sorted; no sketch is held.
+
+    What trains, validates and tests reads these and no others, so these are what an audit looks at.
+    """
+    schema = schemas.sketches(settings.sketch.width, settings.sketch.dtype)
+    in_split = pc.field("split") == split
+    rows = sketch.state(settings.root).read(f"sketches/{side}", schema, ["content_hash", "split"], in_split)
+    return sorted(rows["content_hash"].to_pylist())
 
 
 def fit_preconditioner(settings: PipelineSettings) -> MixedHessian | None:

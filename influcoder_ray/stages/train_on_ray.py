@@ -17,27 +17,32 @@ from influcoder_ray.stages.work.training import BEST, train_loop
 _FAILURES = 3
 
 
-def train(settings: PipelineSettings, digest: str, display: Display) -> dict[str, bytes]:
+def train(
+    settings: PipelineSettings, digest: str, display: Display, *, seed: int, stage: str
+) -> dict[str, bytes]:
     """Train until the last epoch; returns the best encoder's files and the epochs' figures, by name.
 
     Args:
         digest: names the run: the same digest takes up its last checkpoint, another one never does.
+        seed: of what is random in training.
+        stage: whose record below `_state/` holds the checkpoints.
 
     Raises:
         RunFailed: training failed again and again.
     """
     reservation = reserve(settings.workers.distill)
-    storage = settings.root / "_state" / "distill" / "train"
+    storage = settings.root / "_state" / stage / "train"
     filesystem = None
     if not storage.is_local:
         filesystem = PyFileSystem(FSSpecHandler(storage.filesystem))
     else:
         Path(storage.path).mkdir(parents=True, exist_ok=True)
-    with display.stage("distill", None, "steps") as board:
+    with display.stage(stage, None, "steps") as board:
         trainer = TorchTrainer(
             train_loop,
             train_loop_config={
                 "settings": settings.model_dump(mode="json"),
+                "seed": seed,
                 "threads": reservation.threads,
                 "board": board,
             },

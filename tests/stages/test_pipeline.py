@@ -98,7 +98,8 @@ def test_no_content_stands_in_two_splits(finished: PipelineSettings) -> None:
 def test_evaluation_holds_every_method_and_figure(finished: PipelineSettings) -> None:
     """A missing rival would leave the encoder's figure without a yardstick."""
     evaluation = json.loads((Path(finished.output) / "evaluation.json").read_bytes())
-    assert {"encoder", "untrained_encoder", "tfidf", "random"} <= set(evaluation["methods"])
+    assert {"encoder", "untrained_encoder", "tfidf", "bm25", "random"} <= set(evaluation["methods"])
+    assert evaluation["leads"].keys() == evaluation["methods"].keys() - {"encoder"}
     for figures in evaluation["methods"].values():
         assert {"aggregated_rho", "per_query_rho", "recall_at_10"} <= set(figures)
         assert all(np.isfinite(value) for pair in figures.values() for value in pair.values())

@@ -7,11 +7,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from material import sentences
 
 from influcoder_ray.attribution.preconditioning import MixedHessian
 from influcoder_ray.config import PipelineSettings, settings_from
+from influcoder_ray.encoder.specs import HISTORY
+from influcoder_ray.errors import UserError
 from influcoder_ray.examples import Example
 from influcoder_ray.stages import distill, evaluate, sample, sketch
 from influcoder_ray.stages.signals import fit_preconditioner, influence, preconditioned, read_signals
@@ -52,7 +55,7 @@ def make(tmp_path: Path, encoder_folder: Path) -> MakeSettings:
     return make
 
 
-def _write_tables(settings: PipelineSettings, unlike: str) -> None:
+def _write_tables(settings: PipelineSettings, unlike: str, sampled_by: int = 0) -> None:
     """What sample and sketch leave behind: rows of unequal length that share a direction, in float16."""
     examples, sketches = {}, {}
     for seed, side in enumerate(("queries", "pool")):
@@ -93,11 +96,11 @@ def _write_tables(settings: PipelineSettings, unlike: str) -> None:
         untold = {f.name: [UNTOLD[f.type]] * len(rows) for f in schema if f.name not in told}
         sketches[f"sketches/{side}"] = pa.table(told | untold, schema=schema)
     for state, tables in ((sample.state(settings.root), examples), (sketch.state(settings.root), sketches)):
-        _finish(state, tables)
+        _finish(state, tables, sampled_by)
 
 
-def _finish(state: StageState, tables: dict[str, pa.Table]) -> None:
-    state.begin(Fingerprint({"stage": state.stage}))
+def _finish(state: StageState, tables: dict[str, pa.Table], seed: int) -> None:
+    state.begin(Fingerprint({"stage": state.stage, "seed": seed}))
     state.commit("unit", Output(tables, rows_in=0, rows_out=0), 0.0)
     state.finish(["unit"], {})
 
@@ -179,6 +182,7 @@ def test_evaluation_measures_against_the_preconditioned_truth_and_sketches_as_th
     }
     plain, mixed = make("run", **groups), make("run", influence=MIXED, **groups)
     shutil.copytree(encoder_folder, Path(plain.output) / "encoder")
+    (Path(plain.output) / "encoder" / HISTORY).write_text('{"chosen_epoch": 1, "epochs": []}')
     evaluations = {
         name: evaluation.evaluate(s, 1, Board()) for name, s in (("none", plain), ("mixed", mixed))
     }
@@ -202,19 +206,61 @@ class Board:
         """Progress is nobody's concern here."""
 
 
+def distilled(settings: PipelineSettings) -> PipelineSettings:
+    """The same settings; their output folder holds a finished distillation by them."""
+    plan = distill.plan(settings)
+    plan.state.begin(plan.fingerprint)
+    for unit in plan.unit_ids:
+        plan.state.commit_files(unit, {"encoder/config.json": b"{}"}, seconds=0.0, counters={})
+    plan.state.finish(plan.unit_ids, {})
+    return settings
+
+
 @pytest.mark.parametrize("stage", [distill, evaluate])
 def test_another_measure_of_influence_is_another_fingerprint(make: MakeSettings, stage: Any) -> None:
     """Prevents a finished encoder or evaluation from being taken for that of another preconditioner."""
-    settings = make("run")
-    record = distill.state(settings.root)
-    record.begin(Fingerprint({"stage": "distill"}))
-    record.commit_files("unit", {"encoder/config.json": b"{}"}, seconds=0.0, counters={})
-    record.finish(["unit"], {})
-    fingerprint = stage.plan(settings).fingerprint
-    changed = stage.plan(make("run", influence=MIXED)).fingerprint
+    fingerprint, changed = (
+        stage.plan(distilled(make(name, influence=influence))).fingerprint
+        for name, influence in (("run", {}), ("mixed", MIXED))
+    )
     assert changed.digest != fingerprint.digest
-    assert {difference.split(" is ")[0] for difference in changed.differences(fingerprint)} == {
+    differences = {difference.split(" is ")[0] for difference in changed.differences(fingerprint)}
+    assert differences - {"inputs.distill"} == {
         "influence.preconditioner",
         "influence.mixing",
         "influence.damping",
     }
+
+
+def test_an_encoder_of_another_sample_or_truth_is_not_evaluated(make: MakeSettings) -> None:
+    """Prevents an encoder from being tested on what it may have been trained on, in silence."""
+    settings = distilled(make("run"))
+    with pytest.raises(UserError, match=r'influence.preconditioner is "none" there and "mixed_hessian" here'):
+        evaluate.plan(make("run", influence=MIXED))
+    evaluate.plan(settings)
+    _write_tables(settings, "", sampled_by=1)
+    with pytest.raises(UserError, match=r"encoder holds another run: inputs.sample is "):
+        evaluate.plan(settings)
+
+
+def test_the_audit_looks_at_the_splits_that_training_reads(make: MakeSettings) -> None:
+    """Prevents an audit of one table while training reads another, in which a test row stands as training."""
+    settings = make("run")
+    signals = {side: read_signals(settings, side, "test") for side in ("queries", "pool")}
+    sound = evaluation._audit(settings, signals["queries"], signals["pool"])
+    assert sound["disjoint"] is True
+    assert sound["sizes"] == {
+        f"{side}/{split}": SPLITS.count(split)
+        for side in ("queries", "pool")
+        for split in ("train", "validation", "test")
+    }
+    record = sketch.state(settings.root)
+    schema = schemas.sketches(WIDTH, "float16")
+    rows = record.read("sketches/pool", schema, where=pc.field("split") == "test")[:2]
+    leaked = rows.set_column(rows.schema.get_field_index("split"), schema.field("split"), [["train"] * 2])
+    record.commit("leak", Output({"sketches/pool": leaked}, rows_in=0, rows_out=0), 0.0)
+    trained = {e.content_hash for e in read_signals(settings, "pool", "train").examples}
+    assert trained > set(rows["content_hash"].to_pylist())
+    audit = evaluation._audit(settings, signals["queries"], signals["pool"])
+    assert (audit["disjoint"], audit["shared_contents"]) == (False, 2)
+    assert audit["near_duplicates"]["pool/test"] == sound["near_duplicates"]["pool/test"] + 2

@@ -1,20 +1,27 @@
 """Evaluation: the encoder and its rivals against exact influence on the test split."""
 
-from collections.abc import Callable
+import itertools
+import json
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from influcoder_ray.config import PipelineSettings
-from influcoder_ray.evaluation.agreement import summarise
-from influcoder_ray.evaluation.baselines import random_summary, tfidf_scores
+from influcoder_ray.encoder.specs import HISTORY
+from influcoder_ray.evaluation.agreement import bootstrap_rows, point_estimates, resample
+from influcoder_ray.evaluation.baselines import bm25_scores, random_summary, resample_random, tfidf_scores
+from influcoder_ray.evaluation.comparison import lead, over_seeds
 from influcoder_ray.evaluation.fidelity import sketch_fidelity
 from influcoder_ray.evaluation.reranking import reranking_curve
-from influcoder_ray.evaluation.splits import audit_splits
+from influcoder_ray.evaluation.splits import audit_splits, near_duplicates
+from influcoder_ray.examples.example import from_table
 from influcoder_ray.stages import distill, sample
 from influcoder_ray.stages.signals import (
     Signals,
+    contents_of,
     fit_preconditioner,
     influence,
     preconditioned,
@@ -26,11 +33,12 @@ from influcoder_ray.tables import schemas
 
 _RANDOM_DRAWS = 20
 _SPREAD = "standard deviation over bootstrap resamples of the test queries; for random over draws"
+_SEED_SPREAD = "; for a mean over training seeds, over those"
 
 
 def evaluate(settings: PipelineSettings, threads: int, board: Any) -> tuple[dict[str, Any], pa.Table]:
     """The content of evaluation.json, and every test pair's scores."""
-    steps = iter(range(1, 10))
+    steps = itertools.count(1)
 
     def say(note: str) -> None:
         board.set.remote("parts", next(steps), note)
@@ -39,41 +47,36 @@ def evaluate(settings: PipelineSettings, threads: int, board: Any) -> tuple[dict
     preconditioner = fit_preconditioner(settings)
     exact = influence(preconditioned(queries, preconditioner), preconditioned(pool, preconditioner))
     say("the distilled encoder")
-    distilled = settings.encoder.model_copy(update={"path": (settings.root / distill.ENCODER).uri})
-    scores = {"encoder": _encoder_scores(distilled, queries, pool, threads)}
+    seeds = distill.seeds(settings)
+    scores = {"encoder": _distilled_scores(settings, seeds[0], queries, pool, threads)}
     say("the untrained encoder")
     scores["untrained_encoder"] = _encoder_scores(settings.encoder, queries, pool, threads)
-    scores["tfidf"] = tfidf_scores([e.text for e in queries.examples], [e.text for e in pool.examples])
+    texts = [[e.text for e in side.examples] for side in (queries, pool)]
+    scores |= {"tfidf": tfidf_scores(*texts), "bm25": bm25_scores(*texts)}
+    further = []
+    for seed in seeds[1:]:
+        say(f"the encoder of seed {seed}")
+        further.append(_distilled_scores(settings, seed, queries, pool, threads))
     say("agreement")
-    recall_at = settings.evaluate.recall_at
-    methods = {
-        name: summarise(
-            predicted,
-            exact,
-            recall_at=recall_at,
-            resamples=settings.evaluate.resamples,
-            seed=settings.seed,
-        )
-        for name, predicted in scores.items()
-    }
-    methods["random"] = random_summary(exact, recall_at=recall_at, draws=_RANDOM_DRAWS, seed=settings.seed)
     reranking = {
         name: reranking_curve(
             scores[name],
             exact,
-            recall_at=recall_at,
+            recall_at=settings.evaluate.recall_at,
             resamples=settings.evaluate.resamples,
             seed=settings.seed,
         )
         for name in ("encoder", "untrained_encoder")
     }
     evaluation = {
-        "methods": methods,
+        **_comparison(settings, scores, further, exact),
         "reranking": reranking,
         "queries": len(queries),
         "pool": len(pool),
-        "spread": _SPREAD,
-        "split_audit": audit_splits(_contents(settings)),
+        "seeds": list(seeds),
+        "chosen_epochs": [_chosen_epoch(settings, seed) for seed in seeds],
+        "spread": _SPREAD + (_SEED_SPREAD if further else ""),
+        "split_audit": _audit(settings, queries, pool),
         "sketch_fidelity": _fidelity(settings, queries, pool, threads, say),
     }
     pairs = pa.table(
@@ -89,24 +92,91 @@ def evaluate(settings: PipelineSettings, threads: int, board: Any) -> tuple[dict
     return evaluation, pairs
 
 
+def _comparison(
+    settings: PipelineSettings,
+    scores: Mapping[str, np.ndarray],
+    further: Sequence[np.ndarray],
+    exact: np.ndarray,
+) -> dict[str, Any]:
+    """Each method's figures, and by how much the encoder is ahead of each rival.
+
+    Args:
+        scores: (Q, P) by method; "encoder" is the run's own.
+        further: (Q, P) of the encoders of further seeds.
+    """
+    recall_at, seed = settings.evaluate.recall_at, settings.seed
+    rows = bootstrap_rows(len(exact), settings.evaluate.resamples, seed)
+    resampled = {n: resample(p, exact, recall_at=recall_at, rows=rows) for n, p in scores.items()}
+    methods: dict[str, dict[str, Any]] = {name: dict(each.summary()) for name, each in resampled.items()}
+    methods["random"] = dict(random_summary(exact, recall_at=recall_at, draws=_RANDOM_DRAWS, seed=seed))
+    rivals = {name: each for name, each in resampled.items() if name != "encoder"}
+    rivals["random"] = resample_random(exact, recall_at=recall_at, draws=_RANDOM_DRAWS, rows=rows, seed=seed)
+    leads: dict[str, dict[str, Any]] = {
+        name: dict(lead(resampled["encoder"], rival)) for name, rival in rivals.items()
+    }
+    if further:
+        own = resampled["encoder"].estimates
+        each = [own, *(point_estimates(predicted, exact, recall_at) for predicted in further)]
+        _add_seeds(methods["encoder"], each)
+        for name, rival in rivals.items():
+            _add_seeds(leads[name], [{k: one[k] - rival.estimates[k] for k in one} for one in each])
+    return {"methods": methods, "leads": leads}
+
+
+def _add_seeds(figures: dict[str, Any], estimates: Sequence[Mapping[str, float]]) -> None:
+    """Put the spread over seeds beside each figure's own."""
+    for name, spread in over_seeds(estimates).items():
+        figures[name] = figures[name] | {"seeds": spread}
+
+
+def _distilled_scores(
+    settings: PipelineSettings, seed: int, queries: Signals, pool: Signals, threads: int
+) -> np.ndarray:
+    folder = distill.encoder_folder(settings, seed)
+    return _encoder_scores(settings.encoder.model_copy(update={"path": folder.uri}), queries, pool, threads)
+
+
+def _chosen_epoch(settings: PipelineSettings, seed: int) -> int:
+    """The epoch whose encoder was kept; 0 is the untrained one."""
+    history = json.loads((distill.encoder_folder(settings, seed) / HISTORY).read_bytes())
+    return int(history["chosen_epoch"])
+
+
 def _encoder_scores(spec: Any, queries: Signals, pool: Signals, threads: int) -> np.ndarray:
     encoder = load_encoder(spec, threads=threads)
     sides = encoder.embed(queries.examples, "queries")[0], encoder.embed(pool.examples, "pool")[0]
     return np.asarray(sides[0] @ sides[1].T)
 
 
-def _contents(settings: PipelineSettings) -> dict[str, list[str]]:
-    """The content hashes of each side's splits."""
-    contents = {}
-    for side in ("queries", "pool"):
-        table = sample.state(settings.root).read(
-            f"sample/{side}", schemas.EXAMPLES, ["content_hash", "split"]
+def _audit(settings: PipelineSettings, queries: Signals, pool: Signals) -> dict[str, Any]:
+    """What the splits have in common: contents, and test texts that are nearly one of training."""
+    sides = ("queries", "pool")
+    contents = {
+        f"{side}/{split}": contents_of(settings, side, split)
+        for side in sides
+        for split in ("train", "validation", "test")
+    }
+    near = {
+        f"{side}/test": near_duplicates(
+            itertools.chain.from_iterable(
+                _texts(settings, other, contents[f"{other}/train"]) for other in sides
+            ),
+            [e.text for e in test.examples],
         )
-        for split in ("train", "validation", "test"):
-            contents[f"{side}/{split}"] = [
-                row["content_hash"] for row in table.to_pylist() if row["split"] == split
-            ]
-    return contents
+        for side, test in zip(sides, (queries, pool), strict=True)
+    }
+    return audit_splits(contents) | {"near_duplicates": near}
+
+
+def _texts(settings: PipelineSettings, side: str, contents: Collection[str]) -> Iterator[str]:
+    """The texts of the sampled examples with these contents, a few at a time."""
+    record, wanted = sample.state(settings.root), frozenset(contents)
+    for file in record.files(f"sample/{side}"):
+        with (record.root / file.path).open() as stream:
+            for batch in pq.ParquetFile(stream).iter_batches():
+                for example in from_table(pa.Table.from_batches([batch])):
+                    if example.content_hash in wanted:
+                        yield example.text
 
 
 def _fidelity(

@@ -52,7 +52,7 @@ def train_loop(config: dict[str, Any]) -> None:
         _examples(encoder, queries),
         _examples(encoder, pool),
         settings.distill,
-        seed=settings.seed,
+        seed=config["seed"],
         workers=workers,
     )
     validation = [
