@@ -104,6 +104,20 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class Lead:
+    """By how much the encoder is ahead of a rival on the same test queries.
+
+    `share_ahead`, 0 to 1, is the share of the bootstrap resamples in which it is ahead; `seeds` the lead's
+    mean and spread over training seeds where there are several.
+    """
+
+    mean: float
+    std: float | None
+    share_ahead: float | None
+    seeds: Measured | None
+
+
+@dataclass(frozen=True)
 class Quarantined:
     """The largest share of rows that one stage set aside. `stage` is empty where no stage is known."""
 
@@ -195,7 +209,24 @@ def section(evaluation: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 def measured(evaluation: Mapping[str, Any], method: str, figure: str) -> Measured | None:
     """One method's figure; None where it is missing or undefined (a constant ranking has no rho)."""
-    value = section(section(evaluation, "methods"), method).get(figure)
+    return _measured(section(section(evaluation, "methods"), method).get(figure))
+
+
+def over_seeds(evaluation: Mapping[str, Any], figure: str) -> Measured | None:
+    """The encoder's figure over training seeds; None where there is but one."""
+    value = section(section(evaluation, "methods"), "encoder").get(figure)
+    return _measured(value.get("seeds")) if isinstance(value, Mapping) else None
+
+
+def lead(evaluation: Mapping[str, Any], rival: str, figure: str) -> Lead | None:
+    """The encoder's lead over a rival in one figure; None where it is missing or undefined."""
+    value = section(section(evaluation, "leads"), rival).get(figure)
+    if not isinstance(value, Mapping) or (found := _measured(value)) is None:
+        return None
+    return Lead(found.mean, found.std, number(value.get("share_ahead")), _measured(value.get("seeds")))
+
+
+def _measured(value: object) -> Measured | None:
     if isinstance(value, Mapping):
         mean, std = number(value.get("mean")), number(value.get("std"))
     else:

@@ -55,6 +55,7 @@ def render_html(contents: ReportContents) -> str:
         headline=sections.headline(contents),
         checks=sections.checks(contents),
         quality=sections.quality(contents.evaluation),
+        leads=sections.leads(contents.evaluation),
         reranking=sections.reranking(contents.evaluation),
         figures=sections.drawings(contents),
         queries=contents.queries,

@@ -3,14 +3,23 @@
 import math
 import re
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from markupsafe import Markup
 
 from influcoder_ray.report import figures
-from influcoder_ray.report.contents import EpochRow, ReportContents, measured, number, section
+from influcoder_ray.report.contents import (
+    EpochRow,
+    Measured,
+    ReportContents,
+    lead,
+    measured,
+    number,
+    over_seeds,
+    section,
+)
 from influcoder_ray.report.texts import one_line
 from influcoder_ray.report.wording import MISSING, count, decimal, duration, percent, rate
 
@@ -52,11 +61,12 @@ class Headline:
 
 @dataclass(frozen=True)
 class Cell:
-    """One method's figure; `best` where no other method has a higher one."""
+    """One method's figure; `best` where no other method has a higher one. `aside` stands behind it."""
 
     mean: str
     std: str
     best: bool
+    aside: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,7 +79,7 @@ class QualityRow:
 
 @dataclass(frozen=True)
 class Quality:
-    """The quality table, method by figure."""
+    """A table of quality, method by figure."""
 
     columns: tuple[str, ...]
     rows: tuple[QualityRow, ...]
@@ -163,8 +173,16 @@ def _splits(audit: Mapping[str, Any]) -> str:
         return "Not audited."
     apart = audit.get("disjoint") is True and not number(audit.get("shared_contents"))
     sizes = [f"{one_line(str(name), 40)} {count(size)}" for name, size in section(audit, "sizes").items()]
-    finding = "No content is in two splits." if apart else "Some content is in more than one split."
-    return f"{finding} Sizes: {', '.join(sizes)}." if sizes else finding
+    findings = ["No content is in two splits." if apart else "Some content is in more than one split."]
+    if near := section(audit, "near_duplicates"):
+        amounts = [f"{one_line(str(name), 40)} {count(amount)}" for name, amount in near.items()]
+        findings.append(
+            "Test examples that equal a training example but for case, punctuation and numbers: "
+            f"{', '.join(amounts)}."
+        )
+    if sizes:
+        findings.append(f"Sizes: {', '.join(sizes)}.")
+    return " ".join(findings)
 
 
 def _sketches(fidelity: Mapping[str, Any]) -> str:
@@ -194,7 +212,7 @@ def quality(evaluation: Mapping[str, Any]) -> Quality:
     named = dict.fromkeys(
         name for method in methods for name in section(section(evaluation, "methods"), method)
     )
-    columns = [name for name in FIGURES if name in named] + [name for name in named if name not in FIGURES]
+    columns = _known_first(named)
     best = {}
     for column in columns:
         known = [it.mean for method in methods if (it := measured(evaluation, method, column))]
@@ -203,11 +221,14 @@ def quality(evaluation: Mapping[str, Any]) -> Quality:
 
     def cell(method: str, column: str) -> Cell:
         found = measured(evaluation, method, column)
-        if found is None:
-            return Cell(MISSING, "", False)
-        std = "" if found.std is None else decimal(found.std)
-        return Cell(decimal(found.mean), std, found.mean == best.get(column))
+        return _cell(found, best=found is not None and found.mean == best.get(column))
 
+    rows = [
+        QualityRow(METHODS.get(name, _spoken(name)), tuple(cell(name, column) for column in columns))
+        for name in methods
+    ]
+    if several := _seeds_row(evaluation, columns):
+        rows.insert(methods.index("encoder") + 1, several)
     spread = evaluation.get("spread")
     notes = []
     if "recall_at_10" in columns:
@@ -218,10 +239,7 @@ def quality(evaluation: Mapping[str, Any]) -> Quality:
     higher = " Higher is better." if all(column in best for column in columns) else ""
     return Quality(
         columns=tuple(FIGURES.get(name, _spoken(name)) for name in columns),
-        rows=tuple(
-            QualityRow(METHODS.get(name, _spoken(name)), tuple(cell(name, column) for column in columns))
-            for name in methods
-        ),
+        rows=tuple(rows),
         caption=f"Against exact sketched gradients, on {_test_size(evaluation)}.{higher} "
         "The best of each figure is bold.",
         note="".join(notes),
@@ -282,6 +300,54 @@ def _measures_at_k(points: Sequence[Mapping[str, Any]], kinds: str) -> list[str]
 
 def _measure(name: object) -> str:
     return _spoken(name).capitalize()
+
+
+def _seeds_row(evaluation: Mapping[str, Any], columns: Sequence[str]) -> QualityRow | None:
+    """The encoder's figures over training seeds, where there are several."""
+    figures = [over_seeds(evaluation, column) for column in columns]
+    if not any(figures):
+        return None
+    seeds = evaluation.get("seeds")
+    amount = f" of {count(len(seeds))}" if isinstance(seeds, list) else " of all"
+    return QualityRow(f"Encoder, mean{amount} training seeds", tuple(map(_cell, figures)))
+
+
+def leads(evaluation: Mapping[str, Any]) -> Quality:
+    """By how much the encoder is ahead of each rival, and how surely; without rows where unmeasured."""
+    rivals = section(evaluation, "leads")
+    named = dict.fromkeys(name for rival in rivals for name in section(rivals, rival))
+    columns = _known_first(named)
+
+    def cell(rival: str, column: str) -> Cell:
+        found = lead(evaluation, rival, column)
+        if found is None:
+            return _cell(None)
+        plain = _cell(Measured(found.mean, found.std))
+        aside = "" if found.share_ahead is None else percent(found.share_ahead)
+        return replace(plain, mean=("+" if found.mean > 0 else "") + plain.mean, aside=aside)
+
+    return Quality(
+        columns=tuple(FIGURES.get(name, _spoken(name)) for name in columns),
+        rows=tuple(
+            QualityRow(METHODS.get(rival, _spoken(rival)), tuple(cell(rival, column) for column in columns))
+            for rival in rivals
+        ),
+        caption="By how much the trained encoder is ahead of each of the others.",
+        note="The difference on the same test queries, its spread (±) over bootstrap resamples of them, and "
+        "the share of the resamples in which the encoder is ahead.",
+    )
+
+
+def _cell(found: Measured | None, *, best: bool = False) -> Cell:
+    if found is None:
+        return Cell(MISSING, "", False)
+    return Cell(decimal(found.mean), "" if found.std is None else decimal(found.std), best)
+
+
+def _known_first(names: Iterable[str]) -> list[str]:
+    """The names of figures, those that have a heading of their own first."""
+    given = list(names)
+    return [name for name in FIGURES if name in given] + [name for name in given if name not in FIGURES]
 
 
 def _spoken(name: object) -> str:

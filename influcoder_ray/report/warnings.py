@@ -1,11 +1,11 @@
 """What a reader must know before believing the numbers: contents in, sentences out."""
 
-from influcoder_ray.report.contents import ReportContents, measured, number, section
+from influcoder_ray.report.contents import Lead, ReportContents, lead, measured, number, section
 from influcoder_ray.report.texts import one_line
 from influcoder_ray.report.wording import count, decimal, percent
 
 CLEAR_LEAD_IN_STDS = 2.0
-"""A lead below two standard deviations is within what another seed or another draw could give."""
+"""A lead below two standard deviations is within what another seed or other queries could give."""
 
 MAX_TRUNCATED_SHARE = 0.10
 """Beyond one example in ten, a ranking speaks of cut texts often enough for a reader to meet them."""
@@ -24,6 +24,9 @@ MIN_TEST_POOL = 50
 
 AGREEMENTS = (("per_query_rho", "per query"), ("aggregated_rho", "aggregated over queries"))
 
+WORD_COUNTS = (("bm25", "BM25"), ("tfidf", "TF-IDF"))
+"""The rivals that see nothing but which words two texts share."""
+
 
 def warnings_for(contents: ReportContents) -> list[str]:
     """The warning sentences that these contents call for, the gravest first; none means none.
@@ -32,6 +35,7 @@ def warnings_for(contents: ReportContents) -> list[str]:
     """
     return [
         *_of_agreement(contents),
+        *_of_word_counts(contents),
         *_of_splits(contents),
         *_of_sketch(contents),
         *_of_test_size(contents),
@@ -41,32 +45,72 @@ def warnings_for(contents: ReportContents) -> list[str]:
 
 
 def _of_agreement(contents: ReportContents) -> list[str]:
+    if any(row.chosen and row.epoch == 0 for row in contents.epochs):
+        return [
+            "Training did not help, and the untrained encoder was kept: no epoch agreed better with exact "
+            "influence on the validation split. The scores say how alike texts are to that encoder; no "
+            "influence was learnt."
+        ]
     found = []
     for figure, name in AGREEMENTS:
         encoder = measured(contents.evaluation, "encoder", figure)
         untrained = measured(contents.evaluation, "untrained_encoder", figure)
-        if encoder is None or untrained is None:
-            lacking = "the trained encoder" if encoder is None else "the untrained encoder"
+        ahead = lead(contents.evaluation, "untrained_encoder", figure)
+        if encoder is None or untrained is None or ahead is None:
+            lacking = "the difference between the two"
+            if encoder is None or untrained is None:
+                lacking = "the trained encoder" if encoder is None else "the untrained encoder"
             found.append(
                 f"Rank agreement ({name}) could not be compared: it is missing or undefined for {lacking}."
             )
             continue
-        lead = encoder.mean - untrained.mean
         figures = f"{decimal(encoder.mean)} against {decimal(untrained.mean)}"
-        if lead <= 0:
+        found += _of_lead(ahead, f"rank agreement ({name})", figures)
+    return found
+
+
+def _of_lead(ahead: Lead, name: str, figures: str) -> list[str]:
+    """What is to be said of the encoder's lead over the untrained one; nothing of a clear one."""
+    if ahead.mean <= 0:
+        return [
+            f"The encoder is no better than the untrained one in {name}: {figures}. "
+            "Do not rely on its rankings."
+        ]
+    if ahead.std is None:
+        return [
+            f"It is not known whether the encoder is significantly better than the untrained one in "
+            f"{name}: {figures}, with no measured spread."
+        ]
+    if ahead.mean < CLEAR_LEAD_IN_STDS * ahead.std:
+        often = "" if ahead.share_ahead is None else f", ahead in {percent(ahead.share_ahead)} of resamples"
+        return [
+            f"The encoder is not significantly better than the untrained one in {name}: {figures}, "
+            f"a lead of {decimal(ahead.mean)} ± {decimal(ahead.std)} on the same test queries{often}."
+        ]
+    seeds = ahead.seeds
+    if seeds and (seeds.mean <= 0 or seeds.std is None or seeds.mean < CLEAR_LEAD_IN_STDS * seeds.std):
+        return [
+            f"Another training seed may give an encoder that is no better than the untrained one in {name}: "
+            f"over seeds the lead is {decimal(seeds.mean)} ± {decimal(seeds.std)}."
+        ]
+    return []
+
+
+def _of_word_counts(contents: ReportContents) -> list[str]:
+    found = []
+    for rival, name in WORD_COUNTS:
+        better = []
+        for figure, kind in AGREEMENTS:
+            ahead = lead(contents.evaluation, rival, figure)
+            encoder = measured(contents.evaluation, "encoder", figure)
+            theirs = measured(contents.evaluation, rival, figure)
+            if ahead and encoder and theirs and ahead.mean < 0:
+                spread = f" (lead {decimal(-ahead.mean)} ± {decimal(ahead.std)})"
+                better.append(f"{kind} {decimal(theirs.mean)} against {decimal(encoder.mean)}{spread}")
+        if better:
             found.append(
-                f"The encoder is no better than the untrained one in rank agreement ({name}): {figures}. "
-                "Do not rely on its rankings."
-            )
-        elif encoder.std is None or untrained.std is None:
-            found.append(
-                f"It is not known whether the encoder is clearly better than the untrained one in rank "
-                f"agreement ({name}): {figures}, with no measured spread."
-            )
-        elif lead < CLEAR_LEAD_IN_STDS * (spread := max(encoder.std, untrained.std)):
-            found.append(
-                f"The encoder is not clearly better than the untrained one in rank agreement ({name}): "
-                f"{figures}, which is less than twice the spread of {decimal(spread)}."
+                f"{name}, which only counts the words that two texts share, agrees better with exact "
+                f"influence than the encoder does: {', '.join(better)}."
             )
     return found
 

@@ -208,6 +208,21 @@ def test_headline_quality_and_run_show_the_figures_of_the_contents(make_contents
         assert words in text, words
 
 
+def test_leads_and_seeds_are_on_the_page_where_they_were_measured(make_contents: MakeContents) -> None:
+    """Prevents a lead, or the spread of several trainings, from being measured and not shown."""
+    contents = make_contents(**NO_FIGURES)
+    text = _assert_safe(render_html(contents)).text
+    assert "+0.588 ± 0.015 100%" in text
+    assert "training seeds" not in text
+    assert "pool/test 3" in text
+    contents.evaluation["seeds"] = [7, 8, 9]
+    contents.evaluation["methods"]["encoder"]["per_query_rho"]["seeds"] = {"mean": 0.7134, "std": 0.0126}
+    text = _assert_safe(render_html(contents)).text
+    assert "Encoder, mean of 3 training seeds 0.713 ± 0.013" in text
+    del contents.evaluation["leads"]
+    assert "The encoder against the others" not in _assert_safe(render_html(contents)).text
+
+
 def test_methods_and_figures_that_are_added_later_are_shown(make_contents: MakeContents) -> None:
     """Prevents a new baseline from being measured and left out, or a time from being called best."""
     contents = make_contents()

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from influcoder_ray.report.contents import ReportContents, StageRow, Truncation
+from influcoder_ray.report.contents import EpochRow, ReportContents, StageRow, Truncation
 from influcoder_ray.report.warnings import (
     CLEAR_LEAD_IN_STDS,
     MAX_QUARANTINED_SHARE,
@@ -38,64 +38,120 @@ def test_a_sound_run_calls_for_no_warning(make_contents: MakeContents) -> None:
     ("figure", "name"), [("per_query_rho", "(per query)"), ("aggregated_rho", "(aggregated over queries)")]
 )
 @given(
-    encoder=st.floats(-1, 1), untrained=st.floats(-1, 1), stds=st.tuples(st.floats(0, 0.5), st.floats(0, 0.5))
+    mean=st.floats(-1, 1),
+    std=st.floats(0, 0.5),
+    seeds=st.none() | st.tuples(st.floats(-1, 1), st.floats(0, 0.5)),
 )
 @quick
-def test_each_agreement_is_compared_with_the_untrained_encoder(
+def test_each_agreement_is_compared_with_the_untrained_encoder_on_the_same_queries(
     make_contents: MakeContents,
     figure: str,
     name: str,
-    encoder: float,
-    untrained: float,
-    stds: tuple[float, float],
+    mean: float,
+    std: float,
+    seeds: tuple[float, float] | None,
 ) -> None:
     """Prevents an encoder that training made no better from being sold as better."""
 
     def change(evaluation: dict[str, Any]) -> None:
-        evaluation["methods"]["encoder"][figure] = {"mean": encoder, "std": stds[0]}
-        evaluation["methods"]["untrained_encoder"][figure] = {"mean": untrained, "std": stds[1]}
+        ahead = {"mean": mean, "std": std, "share_ahead": 0.9}
+        if seeds is not None:
+            ahead["seeds"] = {"mean": seeds[0], "std": seeds[1], "each": []}
+        evaluation["leads"]["untrained_encoder"][figure] = ahead
 
     found = _with(make_contents, change)
-    lead = encoder - untrained
-    if lead <= 0:
-        assert len(found) == 1
-        assert "no better than the untrained one" in found[0]
-        assert name in found[0]
-    elif lead < CLEAR_LEAD_IN_STDS * max(stds):
-        assert len(found) == 1
-        assert "not clearly better than the untrained one" in found[0]
-        assert name in found[0]
+    if mean <= 0:
+        expected = "no better than the untrained one"
+    elif mean < CLEAR_LEAD_IN_STDS * std:
+        expected = "not significantly better than the untrained one"
+    elif seeds is not None and (seeds[0] <= 0 or seeds[0] < CLEAR_LEAD_IN_STDS * seeds[1]):
+        expected = "Another training seed"
     else:
         assert found == []
+        return
+    assert len(found) == 1
+    assert expected in found[0]
+    assert name in found[0]
 
 
 @pytest.mark.parametrize(("lead", "warned"), [(0.0, True), (0.0625, True), (0.125, False), (0.25, False)])
+@pytest.mark.parametrize("over", ["queries", "seeds"])
 def test_a_lead_of_exactly_two_stds_is_clear_and_no_lead_never_is(
-    make_contents: MakeContents, lead: float, warned: bool
+    make_contents: MakeContents, over: str, lead: float, warned: bool
 ) -> None:
     """Prevents an off-by-one comparison at the threshold (all numbers here are exact in binary)."""
 
     def change(evaluation: dict[str, Any]) -> None:
-        evaluation["methods"]["encoder"]["per_query_rho"] = {"mean": 0.25 + lead, "std": 0.0625}
-        evaluation["methods"]["untrained_encoder"]["per_query_rho"] = {"mean": 0.25, "std": 0.03125}
+        ahead = evaluation["leads"]["untrained_encoder"]["per_query_rho"]
+        (ahead if over == "queries" else ahead.setdefault("seeds", {})).update(mean=lead, std=0.0625)
 
     assert bool(_with(make_contents, change)) is warned
 
 
+def test_methods_that_spread_widely_but_together_are_still_told_apart(make_contents: MakeContents) -> None:
+    """Prevents a clear lead from being doubted because all methods find the same queries hard."""
+
+    def change(evaluation: dict[str, Any]) -> None:
+        for method in ("encoder", "untrained_encoder"):
+            evaluation["methods"][method]["per_query_rho"]["std"] = 0.5
+
+    assert _with(make_contents, change) == []
+
+
+def test_a_kept_untrained_encoder_is_said_in_plain_words_and_once(make_contents: MakeContents) -> None:
+    """Prevents a report on a trained encoder where there is none, and a page that says it three times."""
+
+    def change(evaluation: dict[str, Any]) -> None:
+        evaluation["methods"]["encoder"] = evaluation["methods"]["untrained_encoder"]
+        for figures in evaluation["leads"]["untrained_encoder"].values():
+            figures.update(mean=0.0, std=0.0, share_ahead=0.0)
+
+    contents = make_contents(epochs=(EpochRow(0, None, 0.2, 0.2, True), EpochRow(1, 0.9, 0.1, 0.2, False)))
+    change(contents.evaluation)
+    found = warnings_for(contents)
+    assert len(found) == 1
+    assert "the untrained encoder was kept" in found[0]
+
+
+@pytest.mark.parametrize(("rival", "name"), [("bm25", "BM25"), ("tfidf", "TF-IDF")])
+@pytest.mark.parametrize("figures", [("per_query_rho",), ("per_query_rho", "aggregated_rho")])
+def test_counting_words_that_beats_the_encoder_is_a_warning_with_its_figures(
+    make_contents: MakeContents, rival: str, name: str, figures: tuple[str, ...]
+) -> None:
+    """Prevents an encoder from being used where a search for words is better and costs nothing."""
+
+    def change(evaluation: dict[str, Any]) -> None:
+        for figure in figures:
+            evaluation["methods"][rival][figure]["mean"] = 0.876
+            evaluation["leads"][rival][figure].update(mean=-0.0625, std=0.125)
+
+    found = _with(make_contents, change)
+    assert len(found) == 1
+    assert found[0].startswith(name)
+    assert found[0].count("0.876") == len(figures)
+    assert "0.741" in found[0]
+    assert _with(make_contents, lambda it: it["leads"][rival]["per_query_rho"].update(mean=0.0)) == []
+
+
 @pytest.mark.parametrize("value", [None, float("nan"), {"mean": None, "std": 0.1}, "high", True])
-@pytest.mark.parametrize("method", ["encoder", "untrained_encoder"])
+@pytest.mark.parametrize(
+    ("part", "method"),
+    [("methods", "encoder"), ("methods", "untrained_encoder"), ("leads", "untrained_encoder")],
+)
 def test_an_agreement_that_is_missing_or_undefined_is_a_warning(
-    make_contents: MakeContents, method: str, value: object
+    make_contents: MakeContents, part: str, method: str, value: object
 ) -> None:
     """Prevents NaN, which compares false with everything, from passing as a good encoder."""
-    found = _with(make_contents, lambda it: it["methods"][method].update(aggregated_rho=value))
+    found = _with(make_contents, lambda it: it[part][method].update(aggregated_rho=value))
     assert len(found) == 1
     assert "could not be compared" in found[0]
 
 
 def test_a_lead_without_a_measured_spread_is_a_warning(make_contents: MakeContents) -> None:
     """Prevents one seed's lead from counting as clear because its spread is unknown."""
-    found = _with(make_contents, lambda it: it["methods"]["encoder"].update(per_query_rho={"mean": 0.7}))
+    found = _with(
+        make_contents, lambda it: it["leads"]["untrained_encoder"].update(per_query_rho={"mean": 0.7})
+    )
     assert len(found) == 1
     assert "no measured spread" in found[0]
 
