@@ -214,7 +214,7 @@ def test_a_text_window_keeps_the_limit_the_special_tokens_and_the_response(
     """Prevents a student that reads less of the answer than the teacher that it learns from."""
     tokenizer = STUDENT if framed else TEACHER
     begin, end = ([BOS], [EOS]) if framed else ([], [])
-    before = [*_ids(prompt), EOS if framed else LINE] if prompt else []
+    before = [*_ids(prompt), EOS] if prompt else []
     answer = _ids(response)
     (window,), (cut,) = text_window([Example("i", prompt, response, "f:0")], tokenizer, max_tokens=max_tokens)
     room = max_tokens - len(begin) - len(end)
