@@ -130,9 +130,13 @@ def test_each_seed_gives_an_encoder_of_its_own_and_the_first_is_the_runs(grown: 
     """Prevents a spread of nought from training the same encoder again and again."""
     folders = [encoder_of(grown.settings, seed) for seed in range(3)]
     assert folders[0] == Path(grown.settings.output) / "encoder"
-    assert len({file_hashes(folder)["model.safetensors"] for folder in folders}) == 3
-    chosen = [json.loads((folder / HISTORY).read_bytes())["chosen_epoch"] for folder in folders]
+    histories = [json.loads((folder / HISTORY).read_bytes()) for folder in folders]
+    assert len({tuple(epoch["loss"] for epoch in history["epochs"]) for history in histories}) == 3
+    chosen = [history["chosen_epoch"] for history in histories]
     assert grown.evaluations[-1]["chosen_epochs"] == chosen
+    # Seeds whose training did not help keep one and the same encoder, the untrained one.
+    weights = {file_hashes(folder)["model.safetensors"] for folder in folders}
+    assert len(weights) == len([epoch for epoch in chosen if epoch]) + (0 in chosen)
 
 
 def test_a_seeds_encoder_is_the_one_that_it_gives_alone(
