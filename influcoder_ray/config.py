@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from influcoder_ray.attribution.specs import InfluenceSpec
-from influcoder_ray.encoder.specs import DistillSpec, EncoderSpec
+from influcoder_ray.encoder.specs import DistillSpec, EncoderSpec, FamiliaritySpec
 from influcoder_ray.errors import UserError
 from influcoder_ray.examples import ColumnSpec
 from influcoder_ray.gradients.specs import AdapterSpec, ModelSpec, SketchSpec
@@ -74,6 +74,13 @@ class AttributeSpec(Spec):
         default=20,
         ge=1,
         description="Most influential examples kept for each query; rerank.candidates where that is more.",
+    )
+    unfamiliar_below: float = Field(
+        default=5.0,
+        ge=0,
+        le=100,
+        description="Familiarity, in per cent, below which a text counts as unfamiliar to the encoder: 5 "
+        "marks what lies farther from the training texts than 95 % of held-out texts of the sample.",
     )
 
 
@@ -172,6 +179,9 @@ class PipelineSettings(Spec):
         default=InfluenceSpec(), description="How exact influence is taken from sketches."
     )
     distill: DistillSpec = Field(default=DistillSpec(), description="The training of the encoder.")
+    familiarity: FamiliaritySpec = Field(
+        default=FamiliaritySpec(), description="How near a text lies to what the encoder was trained on."
+    )
     embed: EmbedSpec = Field(default=EmbedSpec(), description="The embedding of the corpus.")
     attribute: AttributeSpec = Field(default=AttributeSpec(), description="The search.")
     rerank: RerankSpec = Field(default=RerankSpec(), description="The re-ranking by exact influence.")

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 # Numbers of response tokens at which a feature of its own has its peak: 1, 2, 4, ... 512.
 _OCTAVES = 10
@@ -93,6 +94,16 @@ def features(hidden_states: Sequence[Tensor], ids: Tensor, mask: Tensor, reading
         parts += [_mean(states, real), _mean(states, response)]
     prompt_tokens = torch.where(separated, before - reading.opening, 0)
     return torch.cat([*parts, _lengths(response.sum(1), prompt_tokens, separated)], 1)
+
+
+def traits(found: Tensor, reading: Reading) -> Tensor:
+    """What familiarity is measured on, (N, t), of features (N, F): a part of what the head reads.
+
+    Each layer's mean of all token states, as a unit vector, then the lengths as they are.
+    """
+    parts = found.split(reading.groups, dim=1)
+    means = [functional.normalize(part, dim=1) for part in parts[: 2 * len(reading.layers) : 2]]
+    return torch.cat([*means, parts[-1]], dim=1)
 
 
 def _mean(states: Tensor, where: Tensor) -> Tensor:

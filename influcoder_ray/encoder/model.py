@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoConfig, AutoModel, PretrainedConfig
 
-from influcoder_ray.encoder.features import Reading, features
+from influcoder_ray.encoder.features import Reading, features, traits
 from influcoder_ray.encoder.head import FOLDER, Head, Side, has_head
 from influcoder_ray.encoder.specs import EncoderSpec
 from influcoder_ray.errors import UserError
@@ -63,13 +63,19 @@ class Encoder:
             return self.head.dimensions
         return int(self.model.config.hidden_size)  # type: ignore[union-attr,arg-type]
 
-    def new_head(self, dimensions: int) -> Head:
-        """A head of zeros for this encoder, which does not use it yet."""
+    @property
+    def reading(self) -> Reading:
+        """What the head reads, or would read."""
+        if self.head is not None:
+            return self.head.reading
         opening, closing = special_frame(self.tokenizer)
         between = separator_of(self.tokenizer, self.spec.separator)
         separator = self.tokenizer(between, add_special_tokens=False)["input_ids"]
-        reading = Reading.of(self.model, separator, len(opening), len(closing))
-        return Head(reading, dimensions).to(self.device)
+        return Reading.of(self.model, separator, len(opening), len(closing))
+
+    def new_head(self, dimensions: int) -> Head:
+        """A head of zeros for this encoder, which does not use it yet."""
+        return Head(self.reading, dimensions).to(self.device)
 
     def windows(self, examples: Sequence[Example]) -> tuple[list[list[int]], list[bool]]:
         """Token ids of each example inside this encoder's window, and whether anything was cut."""
@@ -114,6 +120,37 @@ class Encoder:
         windows, cut = self.windows(examples)
         with torch.inference_mode():
             return self.vectors(windows, side, report).cpu().numpy(), cut
+
+    def embed_with_traits(
+        self,
+        examples: Sequence[Example],
+        side: Side,
+        read: Callable[[Tensor], Tensor],
+        report: Callable[[int], None] = lambda rows: None,
+    ) -> tuple[np.ndarray, np.ndarray, list[bool]]:
+        """As `embed`; in second place what is read off each example's traits, (N, k) float32.
+
+        Traits are what familiarity is measured on (`features.traits`), with a head or without. They come
+        out of the same forward pass.
+
+        Args:
+            read: makes (n, k) float32 of the traits (n, t) of a batch: those of all rows at once would take
+                more memory than the vectors.
+        """
+        windows, cut = self.windows(examples)
+        reading = self.reading
+
+        def one_batch(ids: Tensor, mask: Tensor) -> Tensor:
+            states = self.model(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states
+            found = features(states, ids, mask, reading)
+            vectors = self._pool(states[-1], mask) if self.head is None else self.head(found, side)
+            return torch.cat([vectors, read(traits(found, reading))], dim=1)
+
+        with torch.inference_mode():
+            nothing = traits(torch.zeros(1, reading.width, device=self.device), reading)
+            width = self.dimensions + read(nothing).shape[1]
+            both = self._batched(windows, width, one_batch, report).cpu().numpy()
+        return both[:, : self.dimensions], both[:, self.dimensions :], cut
 
     def save(self, folder: Path) -> None:
         """Write the encoder so that transformers and sentence-transformers both load it.
@@ -183,7 +220,9 @@ class Encoder:
         return ids.to(self.device), mask.to(self.device)
 
     def _pooled(self, ids: Tensor, mask: Tensor) -> Tensor:
-        states = self.model(input_ids=ids, attention_mask=mask).last_hidden_state
+        return self._pool(self.model(input_ids=ids, attention_mask=mask).last_hidden_state, mask)
+
+    def _pool(self, states: Tensor, mask: Tensor) -> Tensor:
         if self.pooling == "cls":
             pooled = states[:, 0]
         else:

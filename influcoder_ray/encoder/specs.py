@@ -8,6 +8,8 @@ from influcoder_ray.spec import Spec
 
 # Beside a trained encoder's weights: the figures of every epoch, and which one was chosen.
 HISTORY = "distillation.json"
+# Beside them too: what the familiarity of a text is measured against.
+FAMILIARITY = "familiarity.safetensors"
 
 
 class EncoderSpec(Spec):
@@ -31,6 +33,20 @@ class EncoderSpec(Spec):
         default="auto",
         description="How token states become one vector; auto: as the folder's sentence-transformers "
         "modules say, else the mean.",
+    )
+
+
+class FamiliaritySpec(Spec):
+    """How near a text lies to what the encoder was trained on."""
+
+    neighbours: int = Field(
+        default=5, ge=1, description="Nearest training texts whose mean distance is taken."
+    )
+    most_references: int = Field(
+        default=8192,
+        ge=1,
+        description="Training texts that are compared with, and held-out texts that calibrate, at most; of "
+        "more a seeded choice.",
     )
 
 

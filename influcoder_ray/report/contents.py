@@ -15,6 +15,7 @@ class Attribution:
 
     `rank` counts from 1. `score` is a cosine in [-1, 1]; higher means more influence towards the
     query. `percentile` is the share of the other rows of the corpus that rank below, in percent, 0 to 100.
+    `familiarity`, in percent too, says how near the example lies to what the encoder was trained on.
 
     Where candidates were re-ranked, rank and score are those of exact influence (a score of NaN: it has
     none), and `encoder_rank` is the place that the encoder gave, to which the percentile belongs.
@@ -28,6 +29,21 @@ class Attribution:
     prompt: str
     response: str
     encoder_rank: int | None = None
+    familiarity: float | None = None
+    unfamiliar: bool = False
+
+
+@dataclass(frozen=True)
+class QueryFamiliarity:
+    """How familiar a query is to the encoder, and how many of the examples kept for it are not.
+
+    `familiarity` is in per cent. `answers` counts all examples kept for the query, shown or not.
+    """
+
+    familiarity: float
+    unfamiliar: bool
+    answers: int
+    unfamiliar_answers: int
 
 
 @dataclass(frozen=True)
@@ -43,6 +59,7 @@ class QueryPage:
     response: str
     attributions: tuple[Attribution, ...]
     encoder_best: float | None = None
+    familiarity: QueryFamiliarity | None = None
 
 
 @dataclass(frozen=True)
@@ -53,6 +70,24 @@ class Reranked:
     candidates: int
     contents: int
     gradient_evaluations: int
+
+
+@dataclass(frozen=True)
+class Unfamiliar:
+    """How much has a familiarity below `below` per cent.
+
+    Of the corpus's rows, of all queries, and of all answers: the examples kept for each query. The limit
+    was placed by `held_out_pool` and `held_out_queries` texts.
+    """
+
+    below: float
+    rows: int
+    queries: int
+    all_queries: int
+    answers: int
+    all_answers: int
+    held_out_pool: int
+    held_out_queries: int
 
 
 @dataclass(frozen=True)
@@ -130,7 +165,8 @@ class Quarantined:
 class ReportContents:
     """All that the page shows.
 
-    `evaluation` is what `evaluation.json` holds. `predicted` and `exact` are (Q, P): cosines of the
+    `evaluation` is what `evaluation.json` holds. `unfamiliar` counts what lies far from all that the
+    encoder was trained on. `predicted` and `exact` are (Q, P): cosines of the
     encoder's vectors and of the sketched gradients, for the test queries and the test pool.
     `score_histogram` is counts (B,) and edges (B + 1,) of the scores of all queries on the whole
     corpus. `group` and `least` hold the most and the least influential examples on the whole query
@@ -144,6 +180,7 @@ class ReportContents:
     influcoder_version: str
     settings: dict[str, Any]
     evaluation: dict[str, Any]
+    unfamiliar: Unfamiliar
     epochs: tuple[EpochRow, ...]
     predicted: npt.NDArray[Any]
     exact: npt.NDArray[Any]

@@ -60,6 +60,7 @@ def render_html(contents: ReportContents) -> str:
         figures=sections.drawings(contents),
         queries=contents.queries,
         order_note=sections.order_note(contents),
+        query_familiarity=sections.query_familiarity,
         any_negative=any(it.score < 0 for it in contents.attributions()),
         groups=(
             ("Most influential", "What teaches this behaviour most.", contents.group),

@@ -13,6 +13,7 @@ from influcoder_ray.report import figures
 from influcoder_ray.report.contents import (
     EpochRow,
     Measured,
+    QueryPage,
     ReportContents,
     lead,
     measured,
@@ -21,7 +22,7 @@ from influcoder_ray.report.contents import (
     section,
 )
 from influcoder_ray.report.texts import one_line
-from influcoder_ray.report.wording import MISSING, count, decimal, duration, percent, rate
+from influcoder_ray.report.wording import MISSING, count, decimal, duration, percent, percentile, rate
 
 MOST_REASONS = 20
 
@@ -159,6 +160,8 @@ def checks(contents: ReportContents) -> list[tuple[str, str]]:
         ("Measured on", f"{_test_size(contents.evaluation)}."),
         ("Splits by content", _splits(section(contents.evaluation, "split_audit"))),
         ("Sketches against gradients", _sketches(section(contents.evaluation, "sketch_fidelity"))),
+        ("Far from what was trained on", _unfamiliar(contents)),
+        ("Agreement by familiarity", _by_familiarity(contents.evaluation)),
         ("Cut to fit a window", _windows(contents)),
     ]
 
@@ -194,6 +197,44 @@ def _sketches(fidelity: Mapping[str, Any]) -> str:
         f"{_plural(fidelity.get('pairs'), 'pair', 'pairs')} of "
         f"{_plural(fidelity.get('examples'), 'example', 'examples')}; "
         f"{count(fidelity.get('width'))} numbers a sketch."
+    )
+
+
+def _unfamiliar(contents: ReportContents) -> str:
+    it = contents.unfamiliar
+    shares = (
+        (it.rows, contents.corpus_rows, "of the corpus's rows"),
+        (it.queries, it.all_queries, "of the queries"),
+        (it.answers, it.all_answers, "of all examples kept for them"),
+    )
+    found = [f"{percent(part / of if of else None)} {name} ({count(part)})" for part, of, name in shares]
+    return f"Unfamiliar, below {percent(it.below / 100)}: {', '.join(found[:-1])} and {found[-1]}."
+
+
+def _by_familiarity(evaluation: Mapping[str, Any]) -> str:
+    bins = evaluation.get("agreement_by_familiarity")
+    if not isinstance(bins, list) or not bins:
+        return "Not measured."
+    found = []
+    for row in bins:
+        figures = row if isinstance(row, Mapping) else {}
+        rho = section(figures, "per_query_rho")
+        found.append(
+            f"{decimal(rho.get('mean'))} ± {decimal(rho.get('std'))} at familiarity "
+            f"{count(figures.get('from'))} to {count(figures.get('to'))}"
+        )
+    return f"Rank agreement per query among test pool examples that are alike in it: {', '.join(found)}."
+
+
+def query_familiarity(query: QueryPage) -> str:
+    """How familiar a query and the examples kept for it are, in a sentence; empty where not known."""
+    it = query.familiarity
+    if it is None:
+        return ""
+    mark = ", unfamiliar to the encoder" if it.unfamiliar else ""
+    return (
+        f"Familiarity {percentile(it.familiarity)}%{mark}; of the {count(it.answers)} examples kept for it "
+        f"{count(it.unfamiliar_answers)} {'is' if it.unfamiliar_answers == 1 else 'are'} unfamiliar."
     )
 
 

@@ -1,5 +1,7 @@
 """What a reader must know before believing the numbers: contents in, sentences out."""
 
+import math
+
 from influcoder_ray.report.contents import Lead, ReportContents, lead, measured, number, section
 from influcoder_ray.report.texts import one_line
 from influcoder_ray.report.wording import count, decimal, percent
@@ -15,6 +17,12 @@ MAX_QUARANTINED_SHARE = 0.01
 
 MIN_SKETCH_RHO = 0.9
 """Two sketches of the same gradients agree at .94 and more; below .9 the truth itself is blurred."""
+
+MAX_UNFAMILIAR_TIMES = 2.0
+"""Of texts like the sample's as many are unfamiliar as the limit says; twice that is another kind of text."""
+
+UNFAMILIAR_STDS = 3.0
+"""How far beyond chance the share must be too: a handful of queries may well hold twice what is expected."""
 
 MIN_TEST_QUERIES = 30
 """A mean over fewer queries moves by several hundredths when one query is exchanged."""
@@ -39,6 +47,7 @@ def warnings_for(contents: ReportContents) -> list[str]:
         *_of_splits(contents),
         *_of_sketch(contents),
         *_of_test_size(contents),
+        *_of_familiarity(contents),
         *_of_truncation(contents),
         *_of_quarantine(contents),
     ]
@@ -156,6 +165,29 @@ def _of_test_size(contents: ReportContents) -> list[str]:
                 f"The quality figures are rough: they rest on {count(size)} {name}, fewer than {least}."
             )
     return found
+
+
+def _of_familiarity(contents: ReportContents) -> list[str]:
+    it = contents.unfamiliar
+    expected = it.below / 100
+    kinds = (
+        ("the corpus is", it.rows, contents.corpus_rows, it.held_out_pool),
+        ("the queries are", it.queries, it.all_queries, it.held_out_queries),
+        ("the queries' examples are", it.answers, it.all_answers, it.held_out_pool),
+    )
+    return [
+        f"{percent(part / of)} of {name} unfamiliar to the encoder, where {percent(expected)} would be "
+        "expected: far from what it was trained and tested on. There its scores are guesses."
+        for name, part, of, held_out in kinds
+        if of and held_out and part / of > _unfamiliar_limit(expected, of, held_out)
+    ]
+
+
+def _unfamiliar_limit(expected: float, texts: int, held_out: int) -> float:
+    """The share beyond which texts are more often unfamiliar than `held_out` like ones, by which the limit
+    was placed, allow for: the binomial spread of both."""
+    spread = math.sqrt(expected * (1 - expected) * (1 / texts + 1 / held_out))
+    return max(MAX_UNFAMILIAR_TIMES * expected, expected + UNFAMILIAR_STDS * spread)
 
 
 def _of_truncation(contents: ReportContents) -> list[str]:

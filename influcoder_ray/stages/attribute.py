@@ -13,7 +13,7 @@ from influcoder_ray.config import PipelineSettings
 from influcoder_ray.stages import embed
 from influcoder_ray.stages.display import Display
 from influcoder_ray.stages.plan import StagePlan
-from influcoder_ray.stages.work.search import SearchTables, SearchWork, query_vectors
+from influcoder_ray.stages.work.search import SearchTables, SearchWork, query_rows
 from influcoder_ray.tables import schemas
 from influcoder_ray.tables.datafiles import DataFile
 from influcoder_ray.tables.fingerprint import Fingerprint, digest_of
@@ -55,6 +55,7 @@ def plan(settings: PipelineSettings) -> StagePlan:
             "queries": queries,
             "tables": SearchTables(GROUP, _RANKINGS, HISTOGRAM),
             "top_k": settings.kept_per_query,
+            "unfamiliar_below": settings.attribute.unfamiliar_below,
         }
         manifests = run_units(
             WorkPlan(record, units, SearchWork, arguments),
@@ -63,17 +64,19 @@ def plan(settings: PipelineSettings) -> StagePlan:
             display,
         )
         rows = sum(m.rows_out for m in manifests.values())
-        merged = _merge(record, queries, settings.kept_per_query, rows)
+        merged = _merge(record, queries, settings, rows)
         manifests[closing] = record.commit(closing, merged, 0.0)
         return manifests
 
     return StagePlan(record, fingerprint, (*scanned, closing), run)
 
 
-def _merge(record: StageState, queries: Sequence[DataFile], top_k: int, rows: int) -> Output:
+def _merge(record: StageState, queries: Sequence[DataFile], settings: PipelineSettings, rows: int) -> Output:
     """The best of all units' rankings, with each one's place in the whole corpus."""
-    _, query_ids = query_vectors(queries)
-    rankings, sources = [], {}
+    found = query_rows(queries, ["example_id", "familiarity"])
+    query_ids = found["example_id"].to_pylist()
+    unfamiliar_queries = int((found["familiarity"].to_numpy() < settings.attribute.unfamiliar_below).sum())
+    rankings, columns = [], {}
     examples = {f.path: m.rows_out for m in record.manifests().values() for f in m.files}
     for file in record.files(_RANKINGS):
         with (record.root / file.path).open() as stream:
@@ -81,7 +84,7 @@ def _merge(record: StageState, queries: Sequence[DataFile], top_k: int, rows: in
         kept = table.num_rows // len(query_ids)
         shape = (len(query_ids), kept)
         positions = np.arange(table.num_rows).reshape(shape)
-        sources[file.path] = table["source"].to_numpy()
+        columns[file.path] = table["source"].to_numpy(), table["familiarity"].to_numpy()
         rankings.append(
             Ranking(
                 scores=table["score"].to_numpy().reshape(shape),
@@ -91,8 +94,11 @@ def _merge(record: StageState, queries: Sequence[DataFile], top_k: int, rows: in
                 examples=examples[file.path],
             )
         )
-    best = merge(rankings, top_k)
+    best = merge(rankings, settings.kept_per_query)
     kept = best.scores.shape[1]
+    places = list(zip(best.shards.reshape(-1), best.rows.reshape(-1), strict=True))
+    familiarity = np.array([columns[shard][1][row] for shard, row in places], dtype=np.float32)
+    unfamiliar = familiarity < settings.attribute.unfamiliar_below
     cells: dict[str, Any] = {
         "query_id": np.repeat(np.array(query_ids, dtype=object), kept),
         "rank": np.tile(np.arange(1, kept + 1, dtype=np.int32), len(query_ids)),
@@ -102,9 +108,18 @@ def _merge(record: StageState, queries: Sequence[DataFile], top_k: int, rows: in
             np.array([percentile_of_rank(r, rows) for r in range(1, kept + 1)], dtype=np.float32),
             len(query_ids),
         ),
-        "source": [
-            sources[shard][row]
-            for shard, row in zip(best.shards.reshape(-1), best.rows.reshape(-1), strict=True)
-        ],
+        "source": [columns[shard][0][row] for shard, row in places],
+        "familiarity": familiarity,
+        "unfamiliar": unfamiliar,
     }
-    return Output({ATTRIBUTIONS: pa.table(cells, schema=schemas.ATTRIBUTIONS)}, rows_in=0, rows_out=0)
+    return Output(
+        {ATTRIBUTIONS: pa.table(cells, schema=schemas.ATTRIBUTIONS)},
+        rows_in=0,
+        rows_out=0,
+        counters={
+            "attributions": len(unfamiliar),
+            "unfamiliar_attributions": int(unfamiliar.sum()),
+            "queries": len(query_ids),
+            "unfamiliar_queries": unfamiliar_queries,
+        },
+    )

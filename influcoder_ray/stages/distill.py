@@ -1,9 +1,10 @@
-"""Distill: the encoder learns to rank as the teacher's sketches do."""
+"""Distill: the encoder learns to rank as the teacher's sketches do, and what it knows is written down."""
 
 import time
 from collections.abc import Mapping
 
 from influcoder_ray.config import PipelineSettings
+from influcoder_ray.encoder.specs import FAMILIARITY
 from influcoder_ray.stages import sample, sketch
 from influcoder_ray.stages.display import Display
 from influcoder_ray.stages.folders import at_hand
@@ -73,19 +74,26 @@ def plan(settings: PipelineSettings, seed: int | None = None) -> StagePlan:
             | {"files": model_identity(Place(encoder.path))},
             "influence": settings.influence.model_dump(mode="json"),
             "distill": settings.distill.model_dump(mode="json"),
+            "familiarity": settings.familiarity.model_dump(mode="json"),
         }
     )
     record = seed_state(settings, seed)
-    unit_id = f"encoder-{fingerprint.digest[:16]}"
+    ids = (f"encoder-{fingerprint.digest[:16]}", f"familiarity-{fingerprint.digest[:16]}")
 
     def run(display: Display) -> Mapping[str, Manifest]:
-        from influcoder_ray.stages.train_on_ray import train
+        from influcoder_ray.stages.train_on_ray import measure_familiarity, train
 
         record.begin(fingerprint)
         started = time.monotonic()
         trained = train(settings, fingerprint.digest, display, seed=seed, stage=record.stage)
         seconds = time.monotonic() - started
+        folder = settings.root / record.tables[0]
         files = {f"{record.tables[0]}/{name}": data for name, data in trained.items()}
-        return {unit_id: record.commit_files(unit_id, files, seconds=seconds, counters={})}
+        manifests = {ids[0]: record.commit_files(ids[0], files, seconds=seconds, counters={})}
+        started = time.monotonic()
+        measured = measure_familiarity(settings, folder)
+        seconds = time.monotonic() - started
+        files = {f"{record.tables[0]}/{FAMILIARITY}": measured}
+        return manifests | {ids[1]: record.commit_files(ids[1], files, seconds=seconds, counters={})}
 
-    return StagePlan(record, fingerprint, (unit_id,), run)
+    return StagePlan(record, fingerprint, ids, run)

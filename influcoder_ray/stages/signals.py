@@ -60,6 +60,16 @@ def contents_of(settings: PipelineSettings, side: str, split: str) -> list[str]:
     return sorted(rows["content_hash"].to_pylist())
 
 
+def read_examples(settings: PipelineSettings, side: str, split: str) -> list[Example]:
+    """The sketched examples of one side and split, in order of content hash; no sketch is read."""
+    schema = schemas.sketches(settings.sketch.width, settings.sketch.dtype)
+    record, in_split = sketch.state(settings.root), pc.field("split") == split
+    sketched = record.read(f"sketches/{side}", schema, ["content_hash", "split"], in_split)["content_hash"]
+    wanted = pc.field("content_hash").isin(sketched.to_pylist())
+    examples = sample.state(settings.root).read(f"sample/{side}", schemas.EXAMPLES, where=wanted)
+    return sorted(from_table(examples), key=lambda e: e.content_hash)
+
+
 def fit_preconditioner(settings: PipelineSettings) -> MixedHessian | None:
     """The mixed Hessian of the training sketches of both sides, or None where the settings want none.
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import ray
 import ray.train
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
@@ -12,7 +13,9 @@ from influcoder_ray.encoder.specs import HISTORY
 from influcoder_ray.errors import RunFailed
 from influcoder_ray.stages.cluster import Reservation, reserve
 from influcoder_ray.stages.display import Display
+from influcoder_ray.stages.work.familiarity import familiarity_file
 from influcoder_ray.stages.work.training import BEST, train_loop
+from influcoder_ray.tables.place import Place
 
 _FAILURES = 3
 
@@ -73,6 +76,13 @@ def train(
         }
         files[HISTORY] = (Path(folder) / HISTORY).read_bytes()
     return files
+
+
+def measure_familiarity(settings: PipelineSettings, encoder: Place) -> bytes:
+    """The file beside a trained encoder that familiarity is read off; one worker makes it."""
+    reservation = reserve(settings.workers.distill)
+    task = ray.remote(familiarity_file).options(num_cpus=reservation.cpus, num_gpus=reservation.gpus)
+    return bytes(ray.get(task.remote(settings, encoder.uri, reservation.threads)))
 
 
 def _scaling(reservation: Reservation) -> ScalingConfig:

@@ -24,6 +24,8 @@ ATTRIBUTIONS = pa.schema(
         pa.field("score", pa.float32(), nullable=False),
         pa.field("percentile", pa.float32(), nullable=False),
         pa.field("source", pa.string(), nullable=False),
+        pa.field("familiarity", pa.float32(), nullable=False),
+        pa.field("unfamiliar", pa.bool_(), nullable=False),
     ]
 )
 
@@ -52,6 +54,7 @@ GROUP_INFLUENCE = pa.schema(
         pa.field("example_id", pa.string(), nullable=False),
         pa.field("source", pa.string(), nullable=False),
         pa.field("score", pa.float32(), nullable=False),
+        pa.field("familiarity", pa.float32(), nullable=False),
     ]
 )
 
@@ -61,6 +64,7 @@ RANKINGS = pa.schema(
         pa.field("score", pa.float32(), nullable=False),
         pa.field("example_id", pa.string(), nullable=False),
         pa.field("source", pa.string(), nullable=False),
+        pa.field("familiarity", pa.float32(), nullable=False),
     ]
 )
 
@@ -114,11 +118,16 @@ def sketches(width: int, dtype: str) -> pa.Schema:
 
 
 def embeddings(dimensions: int) -> pa.Schema:
-    """The unit vectors of a corpus at float16, `dimensions` numbers each."""
+    """The unit vectors of a corpus at float16, `dimensions` numbers each.
+
+    `familiarity`, 0 to 100, says how near a text lies to what the encoder was trained on: the share, in
+    per cent, of held-out texts of the sample that lie as far out or farther.
+    """
     return pa.schema(
         [
             pa.field("example_id", pa.string(), nullable=False),
             pa.field("source", pa.string(), nullable=False),
             pa.field("embedding", pa.list_(pa.float16(), dimensions), nullable=False),
+            pa.field("familiarity", pa.float32(), nullable=False),
         ]
     )

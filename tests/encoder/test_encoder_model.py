@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tiny import build_encoder
 from transformers import AutoModel, AutoTokenizer, RobertaConfig, RobertaModel, T5Config
 
+from influcoder_ray.encoder.features import traits
 from influcoder_ray.encoder.model import Encoder, check_encoder
 from influcoder_ray.encoder.specs import EncoderSpec
 from influcoder_ray.errors import UserError
@@ -148,6 +149,31 @@ def test_a_saved_encoder_loads_to_the_same_vectors(
 def test_a_plain_transformers_folder_is_pooled_by_the_mean(tmp_path: Path) -> None:
     """Prevents a folder without modules.json from being refused."""
     assert loaded(build_encoder(tmp_path, pooling=None)).pooling == "mean"
+
+
+@pytest.mark.parametrize("headed", [False, True])
+def test_traits_come_with_the_vectors_that_are_computed_without_them(
+    headed: bool, encoder_folder: Path
+) -> None:
+    """Prevents familiarity from being measured on another text, or from changing what it stands beside."""
+    encoder = loaded(encoder_folder)
+    if headed:
+        encoder.head = encoder.new_head(3)
+        torch.nn.init.normal_(encoder.head.weight, generator=torch.Generator().manual_seed(0))
+    done: list[int] = []
+    vectors, found, cut = encoder.embed_with_traits(EXAMPLES, "queries", lambda it: it, done.append)
+    expected, expected_cut = encoder.embed(EXAMPLES, "queries")
+    np.testing.assert_allclose(vectors, expected, atol=1e-6)
+    assert (cut, sum(done)) == (expected_cut, len(EXAMPLES))
+    with torch.no_grad():
+        features = encoder.features(encoder.windows(EXAMPLES)[0], encoder.reading)
+    np.testing.assert_allclose(found, traits(features, encoder.reading).numpy(), atol=1e-5)
+    sums, none = (
+        encoder.embed_with_traits(some, "pool", lambda it: it.sum(1, keepdim=True))[1]
+        for some in (EXAMPLES, [])
+    )
+    np.testing.assert_allclose(sums[:, 0], found.sum(1), rtol=1e-5)
+    assert none.shape == (0, 1)
 
 
 @pytest.fixture(scope="module")

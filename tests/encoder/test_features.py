@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from influcoder_ray.encoder.features import Reading, features
+from influcoder_ray.encoder.features import Reading, features, traits
 
 BEGIN, SEPARATOR = 1, 2
 READING = Reading(layers=(1, 2), hidden=3, separator=SEPARATOR, opening=1, closing=1)
@@ -88,3 +88,11 @@ def test_groups_are_as_wide_as_the_features() -> None:
 def test_features_are_finite_however_short_or_long_the_response(response: list[int]) -> None:
     """Prevents a mean over nothing, or the logarithm of no tokens, from becoming NaN."""
     assert torch.isfinite(read([([3], response)])).all()
+
+
+def test_traits_are_each_layers_direction_over_the_whole_text_and_the_lengths() -> None:
+    """Prevents familiarity from being measured on the response alone, or by how long a state vector is."""
+    found = read([([4, 5], [6, 7, 8]), (None, [9])])
+    split = found.split(READING.groups, dim=1)
+    expected = torch.cat([torch.nn.functional.normalize(part) for part in (split[0], split[2])], 1)
+    torch.testing.assert_close(traits(found, READING), torch.cat([expected, split[4]], 1))

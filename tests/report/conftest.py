@@ -14,6 +14,7 @@ from influcoder_ray.report.contents import (
     ReportContents,
     StageRow,
     Truncation,
+    Unfamiliar,
 )
 
 MakeContents = Callable[..., ReportContents]
@@ -78,6 +79,10 @@ def _evaluation() -> dict[str, Any]:
             "width": 4096,
         },
         "spread": "standard deviation over bootstrap draws of the queries.",
+        "agreement_by_familiarity": [
+            {"from": 0.7, "to": 48.2, "pool": 75, "per_query_rho": {"mean": 0.61, "std": 0.02}},
+            {"from": 48.9, "to": 99.3, "pool": 75, "per_query_rho": {"mean": 0.74, "std": 0.01}},
+        ],
     }
 
 
@@ -95,6 +100,16 @@ def make_contents() -> MakeContents:
             influcoder_version="1.2.3",
             settings={"teacher": {"model": "a-model", "rank": 8}, "seed": 7},
             evaluation=_evaluation(),
+            unfamiliar=Unfamiliar(
+                below=5.0,
+                rows=41,
+                queries=1,
+                all_queries=24,
+                answers=13,
+                all_answers=480,
+                held_out_pool=150,
+                held_out_queries=60,
+            ),
             epochs=(
                 EpochRow(0, None, 0.15, 0.22, False),
                 EpochRow(1, 0.9, 0.6, 0.66, False),

@@ -16,7 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import influcoder_ray.report
-from influcoder_ray.report.contents import Attribution, QueryPage, ReportContents, StageRow, Truncation
+from influcoder_ray.report.contents import (
+    Attribution,
+    QueryFamiliarity,
+    QueryPage,
+    ReportContents,
+    StageRow,
+    Truncation,
+)
 from influcoder_ray.report.render import render_html
 from influcoder_ray.report.warnings import warnings_for
 
@@ -221,6 +228,23 @@ def test_leads_and_seeds_are_on_the_page_where_they_were_measured(make_contents:
     assert "Encoder, mean of 3 training seeds 0.713 ± 0.013" in text
     del contents.evaluation["leads"]
     assert "The encoder against the others" not in _assert_safe(render_html(contents)).text
+
+
+def test_what_is_unfamiliar_is_counted_and_marked(make_contents: MakeContents) -> None:
+    """Prevents a reader from taking a guess for a measured rank."""
+    contents = make_contents()
+    text = _assert_safe(render_html(contents)).text
+    assert "4.1% of the corpus's rows (41), 4.2% of the queries (1) and 2.7% of all examples" in text
+    assert "0.610 ± 0.020 at familiarity 1 to 48, 0.740 ± 0.010 at familiarity 49 to 99" in text
+    assert "unfamiliar to the encoder" not in text
+    query = contents.queries[0]
+    row = replace(query.attributions[0], familiarity=1.25, unfamiliar=True)
+    marked = replace(query, attributions=(row,), familiarity=QueryFamiliarity(2.5, True, 20, 7))
+    text = _assert_safe(render_html(replace(contents, queries=(marked,)))).text
+    assert "unfamiliar Prompt 0" in text
+    assert "familiarity 1.25%, unfamiliar to the encoder" in text
+    assert "Familiarity 2.5%, unfamiliar to the encoder" in text
+    assert "of the 20 examples kept for it 7 are unfamiliar" in text
 
 
 def test_methods_and_figures_that_are_added_later_are_shown(make_contents: MakeContents) -> None:

@@ -8,11 +8,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from influcoder_ray.report.contents import EpochRow, ReportContents, StageRow, Truncation
+from influcoder_ray.report.contents import EpochRow, ReportContents, StageRow, Truncation, Unfamiliar
 from influcoder_ray.report.warnings import (
     CLEAR_LEAD_IN_STDS,
     MAX_QUARANTINED_SHARE,
     MAX_TRUNCATED_SHARE,
+    MAX_UNFAMILIAR_TIMES,
     MIN_SKETCH_RHO,
     MIN_TEST_POOL,
     MIN_TEST_QUERIES,
@@ -214,6 +215,40 @@ def test_a_sketch_that_blurs_the_truth_is_a_warning(make_contents: MakeContents,
     found = _with(make_contents, lambda it: it["sketch_fidelity"].update(rho=rho))
     assert bool(found) is not (rho >= MIN_SKETCH_RHO)
     assert all("sketches" in sentence for sentence in found)
+
+
+def _unfamiliar(**shares: float) -> Unfamiliar:
+    """A tenth of a million texts of each kind, of which these shares are unfamiliar, else one in twenty."""
+    parts = {name: round(100_000 * shares.get(name, 0.05)) for name in ("rows", "queries", "answers")}
+    held_out = {"held_out_pool": 450, "held_out_queries": 450}
+    return Unfamiliar(below=5.0, all_queries=100_000, all_answers=100_000, **parts, **held_out)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [("rows", "of the corpus is"), ("queries", "of the queries are"), ("answers", "queries' examples are")],
+)
+@given(share=st.floats(0, 1) | st.sampled_from([0.1, 0.10001]))
+@quick
+def test_more_than_twice_the_expected_share_of_unfamiliar_texts_is_a_warning(
+    make_contents: MakeContents, kind: str, words: str, share: float
+) -> None:
+    """Prevents a ranking of texts that the encoder knows nothing like from being read as any other."""
+    unfamiliar = _unfamiliar(**{kind: share})
+    found = warnings_for(make_contents(unfamiliar=unfamiliar, corpus_rows=100_000))
+    assert bool(found) is (round(100_000 * share) / 100_000 > MAX_UNFAMILIAR_TIMES * 0.05)
+    assert all(words in sentence and "5.0%" in sentence for sentence in found)
+
+
+@pytest.mark.parametrize(
+    ("queries", "of", "held_out", "warned"), [(3, 24, 450, False), (6, 24, 450, True), (6, 24, 12, False)]
+)
+def test_a_share_that_chance_gives_is_no_warning(
+    make_contents: MakeContents, queries: int, of: int, held_out: int, warned: bool
+) -> None:
+    """Prevents three odd queries, or a limit that twelve texts have placed, from crying wolf."""
+    few = replace(_unfamiliar(), queries=queries, all_queries=of, held_out_queries=held_out)
+    assert bool(warnings_for(make_contents(unfamiliar=few, corpus_rows=100_000))) is warned
 
 
 @given(queries=st.integers(0, 2 * MIN_TEST_QUERIES), pool=st.integers(0, 2 * MIN_TEST_POOL))

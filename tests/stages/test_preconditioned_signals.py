@@ -13,12 +13,13 @@ from material import sentences
 
 from influcoder_ray.attribution.preconditioning import MixedHessian
 from influcoder_ray.config import PipelineSettings, settings_from
-from influcoder_ray.encoder.specs import HISTORY
+from influcoder_ray.encoder.specs import FAMILIARITY, HISTORY
 from influcoder_ray.errors import UserError
 from influcoder_ray.examples import Example
 from influcoder_ray.stages import distill, evaluate, sample, sketch
 from influcoder_ray.stages.signals import fit_preconditioner, influence, preconditioned, read_signals
 from influcoder_ray.stages.work import evaluation
+from influcoder_ray.stages.work.familiarity import familiarity_file
 from influcoder_ray.tables import schemas
 from influcoder_ray.tables.fingerprint import Fingerprint
 from influcoder_ray.tables.state import Output, StageState
@@ -181,8 +182,10 @@ def test_evaluation_measures_against_the_preconditioned_truth_and_sketches_as_th
         "evaluate": {"fidelity_examples": 4, "resamples": 2, "recall_at": [2]},
     }
     plain, mixed = make("run", **groups), make("run", influence=MIXED, **groups)
-    shutil.copytree(encoder_folder, Path(plain.output) / "encoder")
-    (Path(plain.output) / "encoder" / HISTORY).write_text('{"chosen_epoch": 1, "epochs": []}')
+    encoder = Path(plain.output) / "encoder"
+    shutil.copytree(encoder_folder, encoder)
+    (encoder / HISTORY).write_text('{"chosen_epoch": 1, "epochs": []}')
+    (encoder / FAMILIARITY).write_bytes(familiarity_file(plain, str(encoder), 1))
     evaluations = {
         name: evaluation.evaluate(s, 1, Board()) for name, s in (("none", plain), ("mixed", mixed))
     }

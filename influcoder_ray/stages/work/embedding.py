@@ -1,13 +1,16 @@
-"""Embedding: the unit vector of every row by the distilled encoder."""
+"""Embedding: the unit vector of every row by the distilled encoder, and how familiar it is to that."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from influcoder_ray.encoder.familiarity import Familiarity, read_familiarity
+from influcoder_ray.encoder.head import Side
 from influcoder_ray.encoder.model import Encoder
-from influcoder_ray.encoder.specs import EncoderSpec
+from influcoder_ray.encoder.specs import FAMILIARITY, EncoderSpec
 from influcoder_ray.examples import ColumnSpec, Example
 from influcoder_ray.examples.columns import Unusable, examples_from_cells
 from influcoder_ray.examples.example import from_table
@@ -24,6 +27,26 @@ def load_encoder(spec: EncoderSpec, *, threads: int) -> Encoder:
     return Encoder.load(at_hand(spec), prepare_device(threads))
 
 
+def load_familiarity(encoder: Encoder) -> dict[str, Familiarity]:
+    """What familiarity to an encoder is measured against, of pool and queries, on its device."""
+    measures = read_familiarity(Path(encoder.spec.path) / FAMILIARITY)
+    return {side: measure.to(encoder.device) for side, measure in measures.items()}
+
+
+def embed_familiarly(
+    encoder: Encoder,
+    examples: Sequence[Example],
+    side: Side,
+    measure: Familiarity,
+    report: Callable[[int], None] = lambda rows: None,
+) -> tuple[np.ndarray, np.ndarray, list[bool]]:
+    """Unit vectors (N, d) float32 of examples, their familiarity (N,) and whether each was cut."""
+    vectors, distance, cut = encoder.embed_with_traits(
+        examples, side, lambda traits: measure.distance(traits)[:, None], report
+    )
+    return vectors, measure.percent(distance[:, 0]), cut
+
+
 class EmbedWork:
     """Holds the encoder and embeds units of the corpus, and of the sampled queries.
 
@@ -33,6 +56,7 @@ class EmbedWork:
 
     def __init__(self, encoder: EncoderSpec, columns: ColumnSpec, corpus: str, threads: int) -> None:
         self._encoder = load_encoder(encoder, threads=threads)
+        self._familiarity = load_familiarity(self._encoder)
         self._columns = columns
         self._corpus = corpus
 
@@ -50,8 +74,9 @@ class EmbedWork:
             )
         else:
             examples, unusable = from_table(rows), []
-        vectors, cut = self._encoder.embed(
-            examples, "pool" if unit.table == self._corpus else "queries", report
+        side: Side = "pool" if unit.table == self._corpus else "queries"
+        vectors, familiarity, cut = embed_familiarly(
+            self._encoder, examples, side, self._familiarity[side], report
         )
         good = np.flatnonzero(np.isfinite(vectors).all(1)).tolist()
         refused = sorted(set(range(len(examples))) - set(good))
@@ -65,6 +90,7 @@ class EmbedWork:
                 "example_id": [examples[i].example_id for i in good],
                 "source": [examples[i].source for i in good],
                 "embedding": pa.FixedSizeListArray.from_arrays(pa.array(flat), dimensions),
+                "familiarity": familiarity[good],
             },
             schema=schemas.embeddings(dimensions),
         )

@@ -13,6 +13,7 @@ from influcoder_ray.config import PipelineSettings
 from influcoder_ray.encoder.specs import HISTORY
 from influcoder_ray.evaluation.agreement import bootstrap_rows, point_estimates, resample
 from influcoder_ray.evaluation.baselines import bm25_scores, random_summary, resample_random, tfidf_scores
+from influcoder_ray.evaluation.by_familiarity import agreement_by_familiarity
 from influcoder_ray.evaluation.comparison import lead, over_seeds
 from influcoder_ray.evaluation.fidelity import sketch_fidelity
 from influcoder_ray.evaluation.reranking import reranking_curve
@@ -27,7 +28,7 @@ from influcoder_ray.stages.signals import (
     preconditioned,
     read_signals,
 )
-from influcoder_ray.stages.work.embedding import load_encoder
+from influcoder_ray.stages.work.embedding import embed_familiarly, load_encoder, load_familiarity
 from influcoder_ray.stages.work.sketching import load_teacher
 from influcoder_ray.tables import schemas
 
@@ -76,6 +77,7 @@ def evaluate(settings: PipelineSettings, threads: int, board: Any) -> tuple[dict
         "seeds": list(seeds),
         "chosen_epochs": [_chosen_epoch(settings, seed) for seed in seeds],
         "spread": _SPREAD + (_SEED_SPREAD if further else ""),
+        "agreement_by_familiarity": _by_familiarity(settings, pool, scores["encoder"], exact, threads),
         "split_audit": _audit(settings, queries, pool),
         "sketch_fidelity": _fidelity(settings, queries, pool, threads, say),
     }
@@ -146,6 +148,19 @@ def _encoder_scores(spec: Any, queries: Signals, pool: Signals, threads: int) ->
     encoder = load_encoder(spec, threads=threads)
     sides = encoder.embed(queries.examples, "queries")[0], encoder.embed(pool.examples, "pool")[0]
     return np.asarray(sides[0] @ sides[1].T)
+
+
+def _by_familiarity(
+    settings: PipelineSettings, pool: Signals, predicted: np.ndarray, exact: np.ndarray, threads: int
+) -> list[dict[str, Any]]:
+    """The distilled encoder's rank agreement among test pool examples that it is alike familiar with."""
+    folder = settings.root / distill.ENCODER
+    encoder = load_encoder(settings.encoder.model_copy(update={"path": folder.uri}), threads=threads)
+    measure = load_familiarity(encoder)["pool"]
+    _, familiarity, _ = embed_familiarly(encoder, pool.examples, "pool", measure)
+    return agreement_by_familiarity(
+        predicted, exact, familiarity, resamples=settings.evaluate.resamples, seed=settings.seed
+    )
 
 
 def _audit(settings: PipelineSettings, queries: Signals, pool: Signals) -> dict[str, Any]:

@@ -20,13 +20,16 @@ from influcoder_ray.examples.example import from_table
 from influcoder_ray.report.contents import (
     Attribution,
     EpochRow,
+    QueryFamiliarity,
     QueryPage,
     ReportContents,
     Reranked,
     StageRow,
     Truncation,
+    Unfamiliar,
 )
 from influcoder_ray.stages import attribute, distill, embed, evaluate, rerank, sample, sketch
+from influcoder_ray.stages.signals import read_examples
 from influcoder_ray.stages.texts import corpus_examples
 from influcoder_ray.tables import schemas
 from influcoder_ray.tables.place import Place
@@ -45,11 +48,12 @@ def contents(settings: PipelineSettings) -> ReportContents:
     totals = {stage: _totals(module.state(root)) for stage, module in stages.items()}
     pairs = evaluate.state(root).read(evaluate.PAIRS, schemas.EVALUATION_PAIRS)
     shape = (evaluation["queries"], evaluation["pool"])
-    group = _group_extremes(attribute.state(root))
+    group = _group_extremes(attribute.state(root), settings.attribute.unfamiliar_below)
     pages = _chosen_queries(settings)
     shown = [query.example_id for query, _ in pages]
     encoder_best = _best_attributions(settings, shown)
     best = _exact_order(settings, encoder_best, group[2]) if reranked else encoder_best
+    standing = _query_familiarity(settings)
     texts = corpus_examples(settings, [row["source"] for row in (*best, *group[0], *group[1])])
     by_query: dict[str, list[Attribution]] = {}
     for row in best:
@@ -63,6 +67,7 @@ def contents(settings: PipelineSettings) -> ReportContents:
         epochs=tuple(
             EpochRow(chosen=epoch["epoch"] == history["chosen_epoch"], **epoch) for epoch in history["epochs"]
         ),
+        unfamiliar=_unfamiliar(settings, totals["attribute"]),
         predicted=pairs["encoder"].to_numpy().reshape(shape),
         exact=pairs["exact"].to_numpy().reshape(shape),
         score_histogram=_histogram(attribute.state(root)),
@@ -74,6 +79,7 @@ def contents(settings: PipelineSettings) -> ReportContents:
                 query.response,
                 tuple(by_query[query.example_id]),
                 top_score[query.example_id],
+                standing[query.example_id],
             )
             for query, split in pages
         ),
@@ -125,10 +131,15 @@ def _exact_order(
     settings: PipelineSettings, encoder_best: Sequence[Mapping[str, Any]], corpus_rows: int
 ) -> list[dict[str, Any]]:
     """As many rows of each query in exact order; behind those re-ranked the encoder's order goes on."""
-    table = rerank.state(settings.root).read(rerank.RERANKED, schemas.RERANKED)
     wanted = pc.field("query_id").isin([row["query_id"] for row in encoder_best if row["rank"] == 1])
+    kept = attribute.state(settings.root).read(attribute.ATTRIBUTIONS, schemas.ATTRIBUTIONS).filter(wanted)
+    table = rerank.state(settings.root).read(rerank.RERANKED, schemas.RERANKED).filter(wanted)
+    pair = ["query_id", "example_id"]
+    familiar = kept.select([*pair, "familiarity", "unfamiliar"])
     exact: dict[str, list[dict[str, Any]]] = {}
-    for row in table.filter(wanted).to_pylist():
+    # A join keeps no order.
+    rows = table.join(familiar, pair).sort_by([("query_id", "ascending"), ("rank", "ascending")])
+    for row in rows.to_pylist():
         score = math.nan if row["score"] is None else row["score"]
         percentile = percentile_of_rank(row["encoder_rank"], corpus_rows)
         exact.setdefault(row["query_id"], []).append(row | {"score": score, "percentile": percentile})
@@ -145,8 +156,41 @@ def _reranked(record: StageState) -> Reranked:
     return Reranked(candidates, int(totals["contents"]), int(totals["gradient_evaluations"]))
 
 
+def _query_familiarity(settings: PipelineSettings) -> dict[str, QueryFamiliarity]:
+    """Each query's own familiarity, and how many of the examples kept for it are unfamiliar."""
+    table = attribute.state(settings.root).read(
+        attribute.ATTRIBUTIONS, schemas.ATTRIBUTIONS, ["query_id", "unfamiliar"]
+    )
+    kept = table.group_by("query_id").aggregate([("unfamiliar", "count"), ("unfamiliar", "sum")])
+    counts = {row["query_id"]: (row["unfamiliar_count"], row["unfamiliar_sum"]) for row in kept.to_pylist()}
+    queries = embed.state(settings.root).read(
+        embed.QUERIES, schemas.embeddings(1), ["example_id", "familiarity"]
+    )
+    return {
+        row["example_id"]: QueryFamiliarity(
+            row["familiarity"],
+            row["familiarity"] < settings.attribute.unfamiliar_below,
+            *counts[row["example_id"]],
+        )
+        for row in queries.to_pylist()
+    }
+
+
+def _unfamiliar(settings: PipelineSettings, totals: Mapping[str, float]) -> Unfamiliar:
+    return Unfamiliar(
+        below=settings.attribute.unfamiliar_below,
+        rows=int(totals["unfamiliar_rows"]),
+        queries=int(totals["unfamiliar_queries"]),
+        all_queries=int(totals["queries"]),
+        answers=int(totals["unfamiliar_attributions"]),
+        all_answers=int(totals["attributions"]),
+        held_out_pool=len(read_examples(settings, "pool", "validation")),
+        held_out_queries=len(read_examples(settings, "queries", "validation")),
+    )
+
+
 def _group_extremes(
-    record: StageState,
+    record: StageState, unfamiliar_below: float
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], int]:
     """The most and the least influential examples on the whole query set, and the corpus's rows.
 
@@ -164,6 +208,7 @@ def _group_extremes(
     bottom = [row | {"rank": rows - i} for i, row in enumerate(least.to_pylist())]
     for row in (*top, *bottom):
         row["percentile"] = percentile_of_rank(row["rank"], rows)
+        row["unfamiliar"] = row["familiarity"] < unfamiliar_below
     return top, bottom, rows
 
 
@@ -182,6 +227,8 @@ def _attribution(row: Mapping[str, Any], texts: Mapping[str, Example]) -> Attrib
         example.prompt,
         example.response,
         row.get("encoder_rank"),
+        row["familiarity"],
+        row["unfamiliar"],
     )
 
 

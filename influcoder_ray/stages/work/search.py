@@ -33,12 +33,16 @@ class SearchWork:
         queries: the files of the queries' embeddings.
         tables: what the results are called.
         top_k: how many examples are kept for each query.
+        unfamiliar_below: the familiarity, in per cent, below which a row is counted as unfamiliar.
     """
 
-    def __init__(self, queries: Sequence[DataFile], tables: SearchTables, top_k: int) -> None:
-        self._queries, _ = query_vectors(queries)
+    def __init__(
+        self, queries: Sequence[DataFile], tables: SearchTables, top_k: int, unfamiliar_below: float
+    ) -> None:
+        self._queries = vector_matrix(query_rows(queries, ["example_id", "embedding"]))
         self._tables = tables
         self._top_k = top_k
+        self._unfamiliar_below = unfamiliar_below
 
     def read(self, unit: Unit) -> pa.Table:
         return read_rows(unit)
@@ -48,40 +52,42 @@ class SearchWork:
         ids = rows["example_id"].to_numpy()
         ranking = rank_shard(self._queries, vectors, ids, self._top_k)
         group = group_scores(self._queries, vectors)
-        sources = rows["source"].to_numpy()
+        sources, familiarity = rows["source"].to_numpy(), rows["familiarity"].to_numpy()
         return Output(
             {
                 self._tables.group: pa.table(
-                    {"example_id": ids, "source": sources, "score": group}, schema=schemas.GROUP_INFLUENCE
+                    {"example_id": ids, "source": sources, "score": group, "familiarity": familiarity},
+                    schema=schemas.GROUP_INFLUENCE,
                 ),
-                self._tables.rankings: _ranking_table(ranking, sources[ranking.rows]),
+                self._tables.rankings: _ranking_table(ranking, sources, familiarity),
                 self._tables.histogram: pa.table(
                     {"count": pair_histogram(self._queries, vectors).counts}, schema=schemas.HISTOGRAM
                 ),
             },
             rows_in=rows.num_rows,
             rows_out=rows.num_rows,
+            counters={"unfamiliar_rows": int((familiarity < self._unfamiliar_below).sum())},
         )
 
 
-def query_vectors(files: Sequence[DataFile]) -> tuple[np.ndarray, list[str]]:
-    """The queries' vectors (Q, d) float16 and their ids, in order of id."""
+def query_rows(files: Sequence[DataFile], columns: Sequence[str]) -> pa.Table:
+    """The named columns of the queries' embeddings, in order of id."""
     parts = []
     for file in files:
         with file.place.open() as stream:
-            parts.append(pq.ParquetFile(stream).read(columns=["example_id", "embedding"]))
-    table = pa.concat_tables(parts).sort_by("example_id")
-    return vector_matrix(table), table["example_id"].to_pylist()
+            parts.append(pq.ParquetFile(stream).read(columns=list(columns)))
+    return pa.concat_tables(parts).sort_by("example_id")
 
 
-def _ranking_table(ranking: Ranking, sources: np.ndarray) -> pa.Table:
+def _ranking_table(ranking: Ranking, sources: np.ndarray, familiarity: np.ndarray) -> pa.Table:
     queries, kept = ranking.scores.shape
     return pa.table(
         {
             "query": np.repeat(np.arange(queries, dtype=np.int32), kept),
             "score": ranking.scores.reshape(-1),
             "example_id": ranking.ids.reshape(-1),
-            "source": sources.reshape(-1),
+            "source": sources[ranking.rows].reshape(-1),
+            "familiarity": familiarity[ranking.rows].reshape(-1),
         },
         schema=schemas.RANKINGS,
     )
