@@ -141,9 +141,12 @@ class Encoder:
         reading = self.reading
 
         def one_batch(ids: Tensor, mask: Tensor) -> Tensor:
-            states = self.model(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states
-            found = features(states, ids, mask, reading)
-            vectors = self._pool(states[-1], mask) if self.head is None else self.head(found, side)
+            outputs = self.model(input_ids=ids, attention_mask=mask, output_hidden_states=True)
+            found = features(outputs.hidden_states, ids, mask, reading)
+            if self.head is None:
+                vectors = self._pool(outputs.last_hidden_state, mask)
+            else:
+                vectors = self.head(found, side)
             return torch.cat([vectors, read(traits(found, reading))], dim=1)
 
         with torch.inference_mode():
