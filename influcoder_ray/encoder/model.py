@@ -104,8 +104,9 @@ class Encoder:
 
         return self._batched(windows, self.dimensions, one_batch, report)
 
-    def features(self, windows: Sequence[Sequence[int]], reading: Reading) -> Tensor:
+    def features(self, windows: Sequence[Sequence[int]]) -> Tensor:
         """What a head reads of token ids: (N, F) float32; carries gradients where enabled."""
+        reading = self.reading
         return self._batched(
             windows, reading.width, lambda ids, mask: self._features(ids, mask, reading), lambda rows: None
         )

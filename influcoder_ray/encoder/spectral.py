@@ -18,7 +18,7 @@ from torch import Tensor
 
 from influcoder_ray.encoder.blocks import Block
 from influcoder_ray.encoder.directions import coordinates, leading_directions
-from influcoder_ray.encoder.head import SIDES, Side
+from influcoder_ray.encoder.head import SIDES, Head, Side
 from influcoder_ray.encoder.losses import pearson_loss, row_pearson_loss
 from influcoder_ray.encoder.ridge import Sums, best_penalty, solve, total
 from influcoder_ray.encoder.training import Examples, Training
@@ -67,9 +67,7 @@ class SpectralTraining(Training):
         return torch.stack([pearson_loss(*pair) + row_pearson_loss(*pair) for pair in pairs]).mean()
 
     def tensors(self) -> dict[str, Tensor]:
-        head = self.encoder.head
-        assert head is not None
-        return self._state | {f"head.{k}": v for k, v in head.state_dict().items()}
+        return self._state | {f"head.{k}": v for k, v in self._head.state_dict().items()}
 
     def take(self, tensors: dict[str, Tensor]) -> None:
         self._state = {k: v for k, v in tensors.items() if not k.startswith("head.")}
@@ -112,20 +110,16 @@ class SpectralTraining(Training):
 
     def _fit_heads(self, sums: dict[Side, list[Sums]]) -> None:
         """The head from all rows, and for each fold one from the others."""
-        head = self.encoder.head
-        assert head is not None
         for number, side in enumerate(SIDES):
             penalty, folds = float(self._state["penalties"][number]), sums[side]
-            head.weight[number], head.bias[number] = solve(total(folds), penalty)
+            self._head.weight[number], self._head.bias[number] = solve(total(folds), penalty)
             fits = [solve(total(folds, without=fold), penalty) for fold in range(len(folds))]
             self._state[f"{side}.weights"] = torch.stack([weights for weights, _ in fits]).float()
             self._state[f"{side}.biases"] = torch.stack([bias for _, bias in fits]).float()
 
     def _fold_sums(self, side: Side, features: Tensor) -> list[Sums]:
         """For each fold the sums over all workers' rows, from this worker's features (n, F)."""
-        head = self.encoder.head
-        assert head is not None
-        standardised = head.standardised(features)
+        standardised = self._head.standardised(features)
         own = self._folds[side][self._workers.rank :: self._workers.size]
         sums = []
         for fold in range(int(self._folds[side].max()) + 1):
@@ -135,21 +129,26 @@ class SpectralTraining(Training):
                 self._workers.sum(part)
         return sums
 
+    @property
+    def _head(self) -> Head:
+        if self.encoder.head is None:
+            raise RuntimeError("the head is fitted in the first epoch")
+        return self.encoder.head
+
     def _features(self, side: Side) -> Tensor:
         """The features (n, F) of this worker's rows."""
-        reading = (self.encoder.head or self.encoder.new_head(1)).reading
         with torch.no_grad():
-            return self.encoder.features(self._sides[side].windows, reading)
+            return self.encoder.features(self._sides[side].windows)
 
     def _predicted(self, side: Side, rows: np.ndarray) -> tuple[Tensor, Tensor]:
         """Predicted and exact coordinates (B, d) of a block's rows, this worker's own with gradients."""
-        head = self.encoder.head
-        assert head is not None
         mine, owners = self._mine(rows)
         windows = [self._sides[side].windows[i] for i in mine]
-        features = head.standardised(self.encoder.features(windows, head.reading))
+        features = self._head.standardised(self.encoder.features(windows))
         folds = torch.from_numpy(self._folds[side][rows[owners == self._workers.rank]]).to(features.device)
         weights, biases = self._state[f"{side}.weights"], self._state[f"{side}.biases"]
-        predicted = torch.einsum("nf,nfd->nd", features, weights[folds]) + biases[folds]
+        # By every fold's head, (n, folds, d): fewer numbers than a head a text.
+        by_all = torch.einsum("nf,kfd->nkd", features, weights) + biases
+        predicted = by_all[torch.arange(len(folds), device=folds.device), folds]
         exact = self._coordinates[side][mine]
         return self._workers.gather(predicted, owners), self._workers.gather(exact, owners)

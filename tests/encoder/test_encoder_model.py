@@ -166,7 +166,7 @@ def test_traits_come_with_the_vectors_that_are_computed_without_them(
     np.testing.assert_allclose(vectors, expected, atol=1e-6)
     assert (cut, sum(done)) == (expected_cut, len(EXAMPLES))
     with torch.no_grad():
-        features = encoder.features(encoder.windows(EXAMPLES)[0], encoder.reading)
+        features = encoder.features(encoder.windows(EXAMPLES)[0])
     np.testing.assert_allclose(found, traits(features, encoder.reading).numpy(), atol=1e-5)
     sums, none = (
         encoder.embed_with_traits(some, "pool", lambda it: it.sum(1, keepdim=True))[1]

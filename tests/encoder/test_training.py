@@ -309,7 +309,7 @@ def test_a_texts_own_fold_has_no_part_in_its_prediction(encoder_folder: Path) ->
     head = training.encoder.head
     assert head is not None
     with torch.no_grad():
-        features = head.standardised(training.encoder.features(training._pool.windows, head.reading))
+        features = head.standardised(training.encoder.features(training._pool.windows))
     exact, rest = training._coordinates["pool"], np.flatnonzero(folds != 0)
     weights, bias = solve(
         Sums.of(features[rest], exact[rest]), float(training.tensors()["penalties"][SIDES.index("pool")])
