@@ -25,6 +25,7 @@ def _embeddings(values: np.ndarray) -> pa.Table:
         "example_id": [f"e{i}" for i in range(len(values))],
         "source": [f"f:{i}" for i in range(len(values))],
         "embedding": pa.FixedSizeListArray.from_arrays(flat, D),
+        "familiarity": [50.0] * len(values),
     }
     return pa.table(columns, schema=schemas.embeddings(D))
 
