@@ -2,8 +2,9 @@
 
 Shapes: Q queries, P pool examples, K top k. Matrices are (Q, P), higher = more influence.
 
-For each query the N examples with the highest predicted influence are ordered by exact influence; the others
-follow in their predicted order. N is a share of the pool, so that a curve of small test pools says what to
+The N examples of each query with the highest predicted influence are given their gradients. A gradient serves
+every query, so each query ranks the candidates of all queries by exact influence; the rest of the pool
+follows in its predicted order. N is a share of the pool, so that a curve of small test pools says what to
 expect of large corpora.
 """
 
@@ -33,14 +34,16 @@ def reranking_curve(
 ) -> list[dict[str, Any]]:
     """Recall, overlap at the top and cost for each share of the pool that is re-ranked.
 
-    Two measures for each k, both 1 for the exact order and neither ever lower for a larger share:
+    Two measures for each k, both 1 for the exact order, and from N = k on never lower for a larger share:
 
-    - recall_at_<k>: the share of the exact top k that is in the re-ranked top k, as `agreement.recall_at_k`;
-      it moves only where N is above k, for until then the first k stay the same examples.
+    - recall_at_<k>: the share of the exact top k that is in the re-ranked top k, as `agreement.recall_at_k`.
     - overlap_at_<k>: the mean over depths d = 1..k of the share of the exact top d that is in the re-ranked
       top d: average overlap, which is one minus the intersection metric of Fagin, Kumar and Sivakumar,
       "Comparing top k lists" (SIAM J. Discrete Math. 17, 2003). An error at the first place counts at
       every depth, one at the last place once.
+
+    And own_recall_at_<k>: the recall, were each query to rank its own candidates alone. It depends on N, and
+    not on how many queries share their gradients.
 
     The cost is `gradient_evaluations`: the different candidates of all queries, each sketched once. Where
     candidates of queries meet, as in a small pool, that is much less than `candidates` (N) a query.
@@ -55,7 +58,7 @@ def reranking_curve(
 
     Returns:
         For each share {"share", "candidates", "gradient_evaluations", "pool_share_evaluated",
-        "recall_at_<k>": {"mean", "std"}, "overlap_at_<k>": {"mean", "std"}}.
+        "recall_at_<k>": {"mean", "std"}, "overlap_at_<k>": the same, "own_recall_at_<k>": the same}.
 
     Raises:
         ValueError: shapes differ, are not two-dimensional or are empty; a value is not finite; a k or
@@ -73,27 +76,28 @@ def reranking_curve(
         raise ValueError(f"a share is {max(shares)}; at most 1 is possible")
     found, truth = orders
     queries, pool = found.shape
-    ranks = np.empty_like(found)
-    np.put_along_axis(ranks, found, np.arange(pool)[None], axis=1)
-    # Where the search has put the exact first, second, ... example of each query.
-    ranks = np.take_along_axis(ranks, truth, axis=1)
+    exact_ranks, predicted_ranks = _ranks(truth), _ranks(found)
     generator = np.random.default_rng(seed)
     draws = [generator.integers(queries, size=queries) for _ in range(resamples)]
     curve = []
     for share in shares:
         candidates = candidates_of(share, pool)
-        evaluated = len(np.unique(found[:, :candidates]))
+        own = predicted_ranks < candidates
+        evaluated = own.any(axis=0)
+        shared_ranks = _reranked(exact_ranks, predicted_ranks, np.broadcast_to(evaluated, own.shape))
+        own_ranks = _reranked(exact_ranks, predicted_ranks, own)
         measures: dict[str, Array] = {}
         for k in recall_at:
-            hits = _hits(ranks[:, :k], candidates)
-            measures[f"recall_at_{k}"] = hits[:, -1]
-            measures[f"overlap_at_{k}"] = hits.mean(axis=1)
+            overlap = _overlap(exact_ranks, shared_ranks, k)
+            measures[f"recall_at_{k}"] = overlap[:, -1]
+            measures[f"overlap_at_{k}"] = overlap.mean(axis=1)
+            measures[f"own_recall_at_{k}"] = _overlap(exact_ranks, own_ranks, k)[:, -1]
         curve.append(
             {
                 "share": float(share),
                 "candidates": candidates,
-                "gradient_evaluations": evaluated,
-                "pool_share_evaluated": evaluated / pool,
+                "gradient_evaluations": int(evaluated.sum()),
+                "pool_share_evaluated": float(evaluated.mean()),
                 **{
                     name: mean_and_std(float(values.mean()), [float(values[drawn].mean()) for drawn in draws])
                     for name, values in measures.items()
@@ -109,23 +113,29 @@ def candidates_of(share: float, pool: int) -> int:
     return math.ceil(round(share * pool, 6))
 
 
-def _hits(ranks: Places, candidates: int) -> Array:
-    """(Q, K): the share of the exact top d that is in the re-ranked top d, for d = 1..K.
+def _reranked(exact_ranks: Places, predicted_ranks: Places, evaluated: npt.NDArray[np.bool_]) -> Places:
+    """(Q, P) ranks from 0: what is evaluated first, by exact influence, then the rest as predicted."""
+    keys = np.where(evaluated, exact_ranks, evaluated.shape[1] + predicted_ranks)
+    return _ranks(np.argsort(keys, axis=1))
 
-    Of the N candidates the best d by exact influence come first, so that a candidate of the exact top d is
-    always among them. Any other example is there if the search has put it among its own first d.
 
-    Args:
-        ranks: (Q, K) places, from 0, that the search gave to the exact first, second, ... example.
-    """
-    queries, k = ranks.shape
-    places = np.arange(k)[None]
+def _overlap(exact_ranks: Places, ranks: Places, k: int) -> Array:
+    """(Q, K): the share of the exact top d that is in the top d by `ranks`, for d = 1..K, K at most P."""
+    queries, pool = ranks.shape
+    depths = min(k, pool)
     # The depth, less one, from which on an example is in both tops.
-    entry = np.where(ranks < candidates, places, np.maximum(places, ranks))
-    row, column = np.nonzero(entry < k)
-    entered = np.zeros((queries, k))
+    entry = np.maximum(exact_ranks, ranks)
+    row, column = np.nonzero(entry < depths)
+    entered = np.zeros((queries, depths))
     np.add.at(entered, (row, entry[row, column]), 1)
-    return np.asarray(entered.cumsum(axis=1) / (places + 1), dtype=np.float64)
+    return np.asarray(entered.cumsum(axis=1) / np.arange(1, depths + 1), dtype=np.float64)
+
+
+def _ranks(order: Places) -> Places:
+    """(Q, P) each position's rank, from 0, in an order of positions (Q, P)."""
+    ranks = np.empty_like(order)
+    np.put_along_axis(ranks, order, np.arange(order.shape[1])[None], axis=1)
+    return ranks
 
 
 def _order(name: str, matrix: npt.ArrayLike) -> Places:

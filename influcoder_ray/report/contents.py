@@ -18,13 +18,14 @@ class Attribution:
     `familiarity`, in percent too, says how near the example lies to what the encoder was trained on.
 
     Where candidates were re-ranked, rank and score are those of exact influence (a score of NaN: it has
-    none), and `encoder_rank` is the place that the encoder gave, to which the percentile belongs.
+    none), and `encoder_rank` is the place that the encoder gave, to which the percentile belongs. Both are
+    None for a candidate of other queries, which the search has not kept for this one.
     """
 
     rank: int
     example_id: str
     score: float
-    percentile: float
+    percentile: float | None
     source: str
     prompt: str
     response: str

@@ -293,7 +293,7 @@ def reranking(evaluation: Mapping[str, Any]) -> RerankingTable | None:
     if not points:
         return None
     untrained = {number(it.get("share")): it for it in _points(evaluation, "untrained_encoder")}
-    names = _measures_at_k(points, "recall|overlap")
+    names = _measures_at_k(points, "recall|own_recall|overlap")
     recalls = _measures_at_k(points, "recall")
 
     def cell(point: Mapping[str, Any], name: str) -> Cell:
@@ -319,10 +319,10 @@ def reranking(evaluation: Mapping[str, Any]) -> RerankingTable | None:
     return RerankingTable(
         columns=("Share re-ranked", "Candidates a query", "Gradients (of the pool)", *columns),
         rows=tuple(rows),
-        caption="Exact re-ranking: the encoder's best of each query's pool, ordered by exact influence. "
-        "Gradients counts the different candidates of all test queries: each is computed once. Overlap: the "
-        "mean share of the exact top that is found, over depths from one on, so that the first places count "
-        "most. Ordering fewer candidates than its first places cannot change a recall.",
+        caption="Exact re-ranking: the encoder's best of all queries, ordered for each query by exact "
+        "influence. Gradients counts the different candidates of all test queries: each is computed once and "
+        "serves every query. Own recall: were each query to rank its own candidates alone. Overlap: the mean "
+        "share of the exact top that is found, over depths from one on, so that the first places count most.",
     )
 
 
@@ -500,8 +500,9 @@ def order_note(contents: ReportContents) -> str:
     if done is None:
         return ""
     return (
-        f"The encoder's {count(done.candidates)} best of each query stand in the order of exact influence: "
-        "the score is the cosine of two gradients, and beside it stands the place that the encoder gave. "
+        f"The gradients of the encoder's {count(done.candidates)} best of each query were taken, and every "
+        "query ranks them all by exact influence: the score is the cosine of two gradients, and beside it "
+        "stands the place that the encoder gave, if it kept the example for that query. "
         f"They are {_plural(done.contents, 'different example', 'different examples')}, for which "
         f"{_plural(done.gradient_evaluations, 'gradient was', 'gradients were')} computed; the others' were "
         "in the sample. An example without a score has no gradient, or was not among those: it stands behind."

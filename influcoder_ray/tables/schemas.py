@@ -29,15 +29,16 @@ ATTRIBUTIONS = pa.schema(
     ]
 )
 
-# `score` is null where an example, or the query, has no gradient.
+# `score` is null where an example, or the query, has no gradient; the encoder's columns are null where the
+# search found the example for other queries alone.
 RERANKED = pa.schema(
     [
         pa.field("query_id", pa.string(), nullable=False),
         pa.field("rank", pa.int32(), nullable=False),
         pa.field("example_id", pa.string(), nullable=False),
         pa.field("score", pa.float32()),
-        pa.field("encoder_rank", pa.int32(), nullable=False),
-        pa.field("encoder_score", pa.float32(), nullable=False),
+        pa.field("encoder_rank", pa.int32()),
+        pa.field("encoder_score", pa.float32()),
         pa.field("source", pa.string(), nullable=False),
     ]
 )

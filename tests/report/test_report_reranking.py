@@ -46,7 +46,8 @@ def test_every_share_has_its_recall_overlap_and_cost_in_the_table(make_contents:
     assert table is not None
     assert table.columns[:3] == ("Share re-ranked", "Candidates a query", "Gradients (of the pool)")
     assert table.columns[3:] == (
-        *("Recall at 5", "Overlap at 5", "Recall at 10", "Overlap at 10"),
+        *("Recall at 5", "Overlap at 5", "Own recall at 5"),
+        *("Recall at 10", "Overlap at 10", "Own recall at 10"),
         *("Recall at 5, before training", "Recall at 10, before training"),
     )
     text = _text(render_html(contents))
@@ -56,7 +57,7 @@ def test_every_share_has_its_recall_overlap_and_cost_in_the_table(make_contents:
         assert share == percent(point["share"])
         assert cells[0].mean == str(point["candidates"])
         assert cells[1].mean.startswith(f"{point['gradient_evaluations']} (")
-        names = ("recall_at_5", "overlap_at_5", "recall_at_10", "overlap_at_10")
+        names = [f"{kind}_at_{k}" for k in (5, 10) for kind in ("recall", "overlap", "own_recall")]
         figures = [point[name] for name in names] + [before["recall_at_5"], before["recall_at_10"]]
         assert [cell.mean for cell in cells[2:]] == [f"{it['mean']:.3f}" for it in figures]
         assert [cell.std for cell in cells[2:]] == [f"{it['std']:.3f}" for it in figures]
@@ -120,10 +121,12 @@ def test_a_page_in_exact_order_says_so_and_shows_the_encoders_place(make_content
     query = contents.queries[0]
     exact = replace(query.attributions[0], score=0.321, encoder_rank=17)
     behind = replace(query.attributions[1], score=math.nan, encoder_rank=2)
-    reordered = replace(query, attributions=(exact, behind), encoder_best=0.77)
+    others = replace(query.attributions[2], score=0.3, encoder_rank=None, percentile=None)
+    reordered = replace(query, attributions=(exact, others, behind), encoder_best=0.77)
     text = _text(render_html(replace(contents, queries=(reordered,), reranked=Reranked(30, 1200, 1000))))
-    assert "30 best of each query stand in the order of exact influence" in text
+    assert "30 best of each query were taken, and every query ranks them all by exact influence" in text
     assert "1,200 different examples, for which 1,000 gradients were computed" in text
     assert "0.321 encoder: 17" in text
+    assert "0.300 encoder: missed" in text
     assert "\N{EN DASH} encoder: 2" in text
     assert "median of the queries' best scores is 0.770" in text

@@ -134,6 +134,29 @@ def test_the_order_is_that_of_directly_computed_sketched_influence(
     assert moved == len(QUERIES) - 1
 
 
+def test_every_query_ranks_the_candidates_of_all(
+    attributed: Callable[..., PipelineSettings], direct: Mapping[tuple[str, str], float], tmp_path: Path
+) -> None:
+    """Prevents a gradient paid for one query from being withheld from another that it would answer."""
+    settings = attributed(tmp_path / "run", rerank={"candidates": 2})
+    pipeline.run(settings, stages=("rerank",), console=QUIET)
+    encoder, table = rows_of(settings, "attributions"), rows_of(settings, "reranked")
+    known = {(row["query_id"], row["example_id"]): row["rank"] for row in encoder if row["rank"] <= 2}
+    candidates = {row["example_id"] for row in encoder if row["rank"] <= 2 and row["query_id"] != "qz"}
+    candidates -= {f"s{text}" for text in SINGLE}
+    assert len(candidates) > 4
+    missed = 0
+    for query_id in QUERIES.keys() - {"qz"}:
+        rows = of_query(table, query_id)
+        exact = sorted((direct[query_id, name] for name in candidates), reverse=True)
+        np.testing.assert_allclose([row["score"] for row in rows], exact[:2], atol=5e-4)
+        for row in rows:
+            assert row["encoder_rank"] == known.get((query_id, row["example_id"]))
+            assert (row["encoder_score"] is None) == (row["encoder_rank"] is None)
+            missed += row["encoder_rank"] is None
+    assert missed > 0
+
+
 def test_ranks_scores_and_places_of_the_encoder_stand_beside(reranked: PipelineSettings) -> None:
     """Prevents columns that were not ordered along with the scores."""
     encoder = {(row["query_id"], row["example_id"]): row for row in rows_of(reranked, "attributions")}
@@ -301,15 +324,15 @@ def test_reranking_is_added_to_a_finished_run_and_touches_nothing_else(
     assert "different candidates:" in said
     encoder = rows_of(settings, "attributions")
     table = rows_of(settings, "reranked")
+    candidates = {row["example_id"] for row in encoder if row["rank"] <= 3}
     for query_id in {row["query_id"] for row in encoder}:
-        first = {row["example_id"] for row in of_query(encoder, query_id)[:3]}
-        assert {row["example_id"] for row in of_query(table, query_id)} == first
+        assert [row["rank"] for row in of_query(table, query_id)] == [1, 2, 3]
+        assert {row["example_id"] for row in of_query(table, query_id)} <= candidates
     summary = json.loads((tmp_path / "run/run_summary.json").read_bytes())["stages"]
-    distinct = {row["example_id"] for row in encoder if row["rank"] <= 3}
-    assert summary["rerank"]["contents"] == len(distinct)
-    assert 0 < summary["rerank"]["gradient_evaluations"] < len(distinct)
+    assert summary["rerank"]["contents"] == len(candidates)
+    assert 0 < summary["rerank"]["gradient_evaluations"] < len(candidates)
     html = (tmp_path / "run/report.html").read_text()
-    assert "3 best of each query stand in the order of exact influence" in html
+    assert "3 best of each query were taken, and every query ranks them all by exact influence" in html
     assert '<th scope="row">rerank</th>' in html
     # What was made is shown, and kept, also by who does not ask for it.
     plain = make_settings(tmp_path / "run")
@@ -332,14 +355,18 @@ def test_the_report_shows_examples_in_exact_order_and_then_the_encoders(
     encoder, exact = rows_of(settings, "attributions"), rows_of(settings, "reranked")
     for query in shown.queries:
         first = of_query(exact, query.query_id)
-        rest = of_query(encoder, query.query_id)[3:5]
+        shown_before = {row["example_id"] for row in first}
+        own = [row for row in of_query(encoder, query.query_id) if row["example_id"] not in shown_before]
+        rest = own[:2]
         expected = [row["example_id"] for row in (*first, *rest)]
         assert [it.example_id for it in query.attributions] == expected
         assert [it.rank for it in query.attributions] == [1, 2, 3, 4, 5]
         np.testing.assert_array_equal(
             [it.score for it in query.attributions], [row["score"] for row in first] + [np.nan] * 2
         )
-        assert [it.encoder_rank for it in query.attributions] == [r["encoder_rank"] for r in first] + [4, 5]
+        places = [r["encoder_rank"] for r in first] + [r["rank"] for r in rest]
+        assert [it.encoder_rank for it in query.attributions] == places
+        assert [it.percentile is None for it in query.attributions] == [place is None for place in places]
         assert query.encoder_best == of_query(encoder, query.query_id)[0]["score"]
 
 

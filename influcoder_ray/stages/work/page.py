@@ -132,21 +132,33 @@ def _exact_order(
 ) -> list[dict[str, Any]]:
     """As many rows of each query in exact order; behind those re-ranked the encoder's order goes on."""
     wanted = pc.field("query_id").isin([row["query_id"] for row in encoder_best if row["rank"] == 1])
-    kept = attribute.state(settings.root).read(attribute.ATTRIBUTIONS, schemas.ATTRIBUTIONS).filter(wanted)
     table = rerank.state(settings.root).read(rerank.RERANKED, schemas.RERANKED).filter(wanted)
-    pair = ["query_id", "example_id"]
-    familiar = kept.select([*pair, "familiarity", "unfamiliar"])
+    familiar = _familiarity_of(settings, table["example_id"].to_pylist())
     exact: dict[str, list[dict[str, Any]]] = {}
-    # A join keeps no order.
-    rows = table.join(familiar, pair).sort_by([("query_id", "ascending"), ("rank", "ascending")])
-    for row in rows.to_pylist():
-        score = math.nan if row["score"] is None else row["score"]
-        percentile = percentile_of_rank(row["encoder_rank"], corpus_rows)
-        exact.setdefault(row["query_id"], []).append(row | {"score": score, "percentile": percentile})
+    for row in table.sort_by([("query_id", "ascending"), ("rank", "ascending")]).to_pylist():
+        place = row["encoder_rank"]
+        known = {
+            "score": math.nan if row["score"] is None else row["score"],
+            "percentile": None if place is None else percentile_of_rank(place, corpus_rows),
+        }
+        exact.setdefault(row["query_id"], []).append(row | known | familiar[row["example_id"]])
     for row in encoder_best:
-        if row["rank"] > len(exact[row["query_id"]]):
-            exact[row["query_id"]].append({**row, "score": math.nan, "encoder_rank": row["rank"]})
+        above = exact[row["query_id"]]
+        if row["example_id"] not in {it["example_id"] for it in above}:
+            behind = {"score": math.nan, "encoder_rank": row["rank"], "rank": len(above) + 1}
+            above.append({**row, **behind})
     return [row for rows in exact.values() for row in rows[: settings.report.examples_per_query]]
+
+
+def _familiarity_of(settings: PipelineSettings, example_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """`familiarity` and `unfamiliar` of examples that the search has kept for some query."""
+    table = attribute.state(settings.root).read(
+        attribute.ATTRIBUTIONS,
+        schemas.ATTRIBUTIONS,
+        ["example_id", "familiarity", "unfamiliar"],
+        pc.field("example_id").isin(pa.array(sorted(set(example_ids)), pa.string())),
+    )
+    return {row.pop("example_id"): row for row in table.to_pylist()}
 
 
 def _reranked(record: StageState) -> Reranked:

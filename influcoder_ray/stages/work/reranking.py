@@ -1,14 +1,15 @@
 """Re-ranking: which candidates still need a gradient, and the order that the gradients give."""
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from influcoder_ray.attribution.reranking import exact_order, exact_scores
+from influcoder_ray.attribution.topk import Ranking, merge, rank_shard
 from influcoder_ray.config import PipelineSettings
 from influcoder_ray.examples import Example
 from influcoder_ray.examples.example import to_table
@@ -49,33 +50,49 @@ def gather(settings: PipelineSettings, record: StageState, unit_id: str) -> Mani
 
 
 def order(settings: PipelineSettings, record: StageState, unit_id: str) -> Manifest:
-    """Write the candidates of every query in the order of their exact influence."""
+    """Write the best of all candidates for every query, in the order of their exact influence.
+
+    A gradient serves every query, so each query ranks the candidates of all. It keeps as many as it had:
+    its own without gradient stand behind where there is room, and a query without gradient keeps its own.
+    """
     best = _candidates(settings)
-    scores = _exact(settings, record, best)
-    queries = len(pc.unique(best["query_id"]))
-    places = exact_order(scores.reshape(queries, -1))
-    kept = places.shape[1]
-    rows = best.take((places + kept * np.arange(queries)[:, None]).reshape(-1))
-    exact = np.take_along_axis(scores.reshape(queries, -1), places, axis=1).reshape(-1)
-    table = pa.table(
-        {
-            "query_id": rows["query_id"],
-            "rank": np.tile(np.arange(1, kept + 1, dtype=np.int32), queries),
-            "example_id": rows["example_id"],
-            "score": pa.array(exact, mask=np.isnan(exact)),
-            "encoder_rank": rows["rank"],
-            "encoder_score": rows["score"],
-            "source": rows["source"],
-        },
-        schema=schemas.RERANKED,
-    )
+    of_query: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in best.to_pylist():
+        of_query[row["query_id"]].append(row)
+    sources = dict(zip(best["example_id"].to_pylist(), best["source"].to_pylist(), strict=True))
+    exact = _exact(settings, record, most=max(len(own) for own in of_query.values()))
+    rows: list[dict[str, Any]] = []
+    for query_id, own in of_query.items():
+        found = {row["example_id"]: row for row in own}
+        scores = exact.get(query_id, {})
+        without = [row["example_id"] for row in own if row["example_id"] not in scores]
+        for rank, example_id in enumerate([*scores, *without][: len(own)], 1):
+            held = found.get(example_id, {})
+            rows.append(
+                {
+                    "query_id": query_id,
+                    "rank": rank,
+                    "example_id": example_id,
+                    "score": scores.get(example_id),
+                    "encoder_rank": held.get("rank"),
+                    "encoder_score": held.get("score"),
+                    "source": sources[example_id],
+                }
+            )
+    table = pa.Table.from_pylist(rows, schema=schemas.RERANKED)
     return record.commit(unit_id, Output({rerank.RERANKED: table}, rows_in=0, rows_out=0), 0.0)
 
 
-def _exact(settings: PipelineSettings, record: StageState, best: pa.Table) -> np.ndarray:
-    """Exact influence (M,) float32 of each row of candidates; NaN where one of the two has no sketch."""
+def _exact(settings: PipelineSettings, record: StageState, *, most: int) -> Mapping[str, Mapping[str, float]]:
+    """The highest exact influences of each query that has a sketch, best first, by example id.
+
+    Args:
+        most: how many to keep for each query.
+    """
     schema = schemas.sketches(settings.sketch.width, settings.sketch.dtype)
-    queries = sketch.state(settings.root).read(sketch.QUERIES, schema)
+    comparable = _comparable(settings)
+    asked = pc.field("example_id").isin(pc.unique(comparable["query_id"]))
+    queries = sketch.state(settings.root).read(sketch.QUERIES, schema, where=asked)
     preconditioner = fit_preconditioner(settings)
 
     def features(sketches: pa.Table) -> np.ndarray:
@@ -83,23 +100,29 @@ def _exact(settings: PipelineSettings, record: StageState, best: pa.Table) -> np
         return matrix if preconditioner is None else preconditioner.apply(matrix)
 
     query_features = features(queries)
-    row_of = {query_id: row for row, query_id in enumerate(queries["example_id"].to_pylist())}
-    of_query = np.array([row_of.get(query_id, -1) for query_id in best["query_id"].to_pylist()])
     contents = record.read(rerank.CONTENTS, schemas.CONTENTS)
-    content_of = dict(zip(*(contents[name].to_pylist() for name in schemas.CONTENTS.names), strict=True))
-    places: dict[str, list[int]] = defaultdict(list)
-    for place, example_id in enumerate(best["example_id"].to_pylist()):
-        if of_query[place] >= 0:
-            places[content_of[example_id]].append(place)
-    scores = np.full(best.num_rows, np.nan, dtype=np.float32)
-    wanted = pc.field("content_hash").isin(pa.array(list(places), pa.string()))
+    ids_of: dict[str, list[str]] = defaultdict(list)
+    for example_id, content in zip(
+        *(contents[name].to_pylist() for name in ("example_id", "content_hash")), strict=True
+    ):
+        ids_of[content].append(example_id)
+    wanted = pc.field("content_hash").isin(pa.array(list(ids_of), pa.string()))
+    rankings: list[Ranking] = []
     for holder, table in ((sketch.state(settings.root), sketch.POOL), (record, rerank.SKETCHES)):
         for shard in _shards(holder, table, schema, wanted):
-            found = [places[content] for content in shard["content_hash"].to_pylist()]
-            pairs = np.concatenate(found)
-            of_candidate = np.repeat(np.arange(len(found)), [len(them) for them in found])
-            scores[pairs] = exact_scores(query_features, features(shard), of_query[pairs], of_candidate)
-    return scores
+            ids = [ids_of[content] for content in shard["content_hash"].to_pylist()]
+            rows = np.repeat(np.arange(len(ids)), [len(them) for them in ids])
+            names = [name for them in ids for name in them]
+            rankings.append(rank_shard(query_features, features(shard)[rows], names, most))
+    if not rankings:
+        return {}
+    ranking = merge(rankings, most)
+    return {
+        query_id: dict(zip(ids.tolist(), scores.tolist(), strict=True))
+        for query_id, ids, scores in zip(
+            queries["example_id"].to_pylist(), ranking.ids, ranking.scores, strict=True
+        )
+    }
 
 
 def _shards(record: StageState, table: str, schema: pa.Schema, wanted: pc.Expression) -> Iterator[pa.Table]:
