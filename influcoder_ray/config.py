@@ -60,7 +60,14 @@ class SketchStageSpec(SketchSpec):
 
 
 class EmbedSpec(Spec):
-    """The embedding of the full corpus."""
+    """The embedding of the full corpus, and of the queries."""
+
+    query_vectors: Literal["gradients", "texts"] = Field(
+        default="gradients",
+        description="What the queries' vectors are made of: their own gradients, which the sketch stage has "
+        "computed, or their texts alone. A query that has no gradient, and an encoder that has no head, take "
+        "the text.",
+    )
 
     rows_per_unit: int = Field(
         default=2048, ge=1, description="Corpus rows that are embedded and committed as one unit."

@@ -5,17 +5,20 @@ predicts it as a training example. A map gives the coordinates of the gradient's
 predicted, which are shorter than 1; a unit vector is made of them with one number more, which the other
 side has as 0:
     query -> (z_q, sqrt(1 - |z_q|^2), 0)    pool -> (z_p, 0, sqrt(1 - |z_p|^2))
-so that the cosine of a query's and a pool example's vector is z_q . z_p, length included.
+so that the cosine of a query's and a pool example's vector is z_q . z_p, length included. A text whose
+gradient is known has such a vector too, without any prediction: z is then the coordinates of its sketch.
 """
 
 import json
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from influcoder_ray.encoder.directions import coordinates
 from influcoder_ray.encoder.features import Reading
 
 Side = Literal["queries", "pool"]
@@ -34,19 +37,22 @@ class Head(nn.Module):
         mean, scale: (F,) of the training texts' features of both sides together; each group of features
             is scaled to a mean square length of 1, so that wide groups do not outweigh narrow ones.
         weight: (2, F, d), bias: (2, d), of queries and pool.
+        directions: (D, d), what the coordinates lie along: orthonormal, of sketches D wide.
     """
 
-    def __init__(self, reading: Reading, dimensions: int) -> None:
+    def __init__(self, reading: Reading, dimensions: int, sketch_width: int) -> None:
         super().__init__()
         self.reading = reading
         self.mean: Tensor
         self.scale: Tensor
         self.weight: Tensor
         self.bias: Tensor
+        self.directions: Tensor
         self.register_buffer("mean", torch.zeros(reading.width))
         self.register_buffer("scale", torch.ones(reading.width))
         self.register_buffer("weight", torch.zeros(2, reading.width, dimensions))
         self.register_buffer("bias", torch.zeros(2, dimensions))
+        self.register_buffer("directions", torch.zeros(sketch_width, dimensions))
 
     @property
     def dimensions(self) -> int:
@@ -70,13 +76,11 @@ class Head(nn.Module):
 
     def forward(self, features: Tensor, side: Side) -> Tensor:
         """Unit vectors (N, d + 2) of features (N, F)."""
-        coordinates = self.coordinates(features, side)
-        # A direction cannot be predicted to more than all of it.
-        coordinates = coordinates / coordinates.norm(dim=1, keepdim=True).clamp(min=1)
-        rest = (1 - coordinates.square().sum(1, keepdim=True)).clamp(min=0).sqrt()
-        nothing = torch.zeros_like(rest)
-        ends = (rest, nothing) if side == "queries" else (nothing, rest)
-        return torch.cat([coordinates, *ends], 1)
+        return _unit(self.coordinates(features, side), side)
+
+    def of_sketches(self, sketches: np.ndarray, side: Side) -> Tensor:
+        """Unit vectors (N, d + 2) of texts whose sketches (N, D), of any length, are known."""
+        return _unit(coordinates(sketches, self.directions), side)
 
     def save(self, folder: Path) -> None:
         """Write `config.json` and `head.safetensors` into a folder."""
@@ -90,9 +94,19 @@ class Head(nn.Module):
         """The head of a folder that `save` wrote."""
         tensors = load_file(folder / _TENSORS)
         reading = Reading.from_dict(json.loads((folder / _CONFIG).read_text()))
-        head = Head(reading, tensors["bias"].shape[1])
+        sketch_width, dimensions = tensors["directions"].shape
+        head = Head(reading, dimensions, sketch_width)
         head.load_state_dict(tensors)
         return head
+
+
+def _unit(coordinates: Tensor, side: Side) -> Tensor:
+    """Unit vectors (N, d + 2) of coordinates (N, d); more than all of a direction cannot lie along some."""
+    within = coordinates / coordinates.norm(dim=1, keepdim=True).clamp(min=1)
+    rest = (1 - within.square().sum(1, keepdim=True)).clamp(min=0).sqrt()
+    nothing = torch.zeros_like(rest)
+    ends = (rest, nothing) if side == "queries" else (nothing, rest)
+    return torch.cat([within, *ends], 1)
 
 
 def has_head(folder: Path) -> bool:

@@ -73,9 +73,9 @@ class Encoder:
         separator = self.tokenizer(between, add_special_tokens=False)["input_ids"]
         return Reading.of(self.model, separator, len(opening), len(closing))
 
-    def new_head(self, dimensions: int) -> Head:
+    def new_head(self, dimensions: int, sketch_width: int) -> Head:
         """A head of zeros for this encoder, which does not use it yet."""
-        return Head(self.reading, dimensions).to(self.device)
+        return Head(self.reading, dimensions, sketch_width).to(self.device)
 
     def windows(self, examples: Sequence[Example]) -> tuple[list[list[int]], list[bool]]:
         """Token ids of each example inside this encoder's window, and whether anything was cut."""

@@ -71,11 +71,10 @@ class SpectralTraining(Training):
 
     def take(self, tensors: dict[str, Tensor]) -> None:
         self._state = {k: v for k, v in tensors.items() if not k.startswith("head.")}
-        head = self.encoder.new_head(self._state["directions"].shape[1])
-        head.load_state_dict(
-            {k.removeprefix("head."): v for k, v in tensors.items() if k.startswith("head.")}
-        )
-        self.encoder.head = head
+        held = {k.removeprefix("head."): v for k, v in tensors.items() if k.startswith("head.")}
+        sketch_width, dimensions = held["directions"].shape
+        self.encoder.head = self.encoder.new_head(dimensions, sketch_width)
+        self.encoder.head.load_state_dict(held)
         self._place()
 
     def _begin(self, found: dict[Side, Tensor]) -> None:
@@ -87,21 +86,21 @@ class SpectralTraining(Training):
             seed=self._seed,
             device=self.encoder.device,
         )
-        self._state["directions"] = directions
+        self.encoder.head = self.encoder.new_head(directions.shape[1], directions.shape[0])
+        self._head.directions.copy_(directions)
         self._place()
         together = torch.cat([found[side] for side in SIDES]).double()
         sums = torch.stack([together.sum(0), together.square().sum(0)])
         self._workers.sum(sums)
         mean, square = sums / sum(side.total for side in self._sides.values())
-        self.encoder.head = self.encoder.new_head(directions.shape[1])
-        self.encoder.head.standardise_by(mean.float(), (square - mean.square()).float())
+        self._head.standardise_by(mean.float(), (square - mean.square()).float())
         penalties = [best_penalty(self._fold_sums(side, found[side])) for side in SIDES]
         self._state["penalties"] = torch.tensor(penalties, dtype=torch.float64)
 
     def _place(self) -> None:
         """This worker's coordinates, and the anchors' of all workers."""
         for number, (side, examples) in enumerate(self._sides.items()):
-            own = coordinates(examples.sketches, self._state["directions"])
+            own = coordinates(examples.sketches, self._head.directions)
             self._coordinates[side] = own
             draw = np.random.default_rng([self._seed, _ANCHORS + 2 + number])
             rows = np.sort(draw.permutation(examples.total)[: self._spec.anchors])

@@ -28,6 +28,7 @@ MOST_REASONS = 20
 
 METHODS = {
     "encoder": "Encoder, trained",
+    "encoder_by_text": "Encoder, trained, of queries knowing the text alone",
     "untrained_encoder": "Encoder, before training",
     "tfidf": "TF-IDF",
     "bm25": "BM25",

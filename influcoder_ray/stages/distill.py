@@ -64,7 +64,7 @@ def plan(settings: PipelineSettings, seed: int | None = None) -> StagePlan:
     fingerprint = Fingerprint(
         {
             "stage": "distill",
-            "scheme": "spectral-1",
+            "scheme": "spectral-2",
             "seed": seed,
             "inputs": {
                 "sample": sample.state(settings.root).finished().digest,

@@ -1,4 +1,4 @@
-"""Embed: the unit vector of every corpus row, and of every query, by the distilled encoder."""
+"""Embed: the unit vector of every corpus row by the distilled encoder, and of every query."""
 
 from collections.abc import Mapping
 
@@ -51,8 +51,8 @@ def plan(settings: PipelineSettings) -> StagePlan:
         reservation = reserve(settings.workers.embed)
         folder = settings.root / distill.ENCODER
         arguments = {
-            "encoder": settings.encoder.model_copy(update={"path": folder.uri}),
-            "columns": settings.corpus.columns,
+            "settings": settings,
+            "encoder": folder.uri,
             "corpus": CORPUS,
             "threads": reservation.threads,
         }

@@ -32,6 +32,7 @@ def plan(settings: PipelineSettings) -> StagePlan:
                 "distill": distilled.digest,
             },
             "influence": settings.influence.model_dump(mode="json"),
+            "embed": {"query_vectors": settings.embed.query_vectors},
             "evaluate": settings.evaluate.model_dump(mode="json"),
         }
     )

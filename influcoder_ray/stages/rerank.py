@@ -47,7 +47,7 @@ def plan(settings: PipelineSettings) -> StagePlan:
     fingerprint = Fingerprint(
         {
             "stage": "rerank",
-            "scheme": "sketched-cosine-1",
+            "scheme": "sketched-cosine-2",
             "inputs": {
                 "sketch": sketch.state(settings.root).finished().digest,
                 "attribute": attribute.state(settings.root).finished().digest,

@@ -75,7 +75,7 @@ def with_head(folder: Path) -> Encoder:
     """An encoder with a head of random weights."""
     encoder = loaded(folder)
     torch.manual_seed(1)
-    head = encoder.new_head(5)
+    head = encoder.new_head(5, 16)
     head.weight.copy_(torch.randn_like(head.weight) * 0.02)
     head.scale.copy_(torch.rand_like(head.scale) + 0.5)
     encoder.head = head
@@ -158,7 +158,7 @@ def test_traits_come_with_the_vectors_that_are_computed_without_them(
     """Prevents familiarity from being measured on another text, or from changing what it stands beside."""
     encoder = loaded(encoder_folder)
     if headed:
-        encoder.head = encoder.new_head(3)
+        encoder.head = encoder.new_head(3, 16)
         torch.nn.init.normal_(encoder.head.weight, generator=torch.Generator().manual_seed(0))
     done: list[int] = []
     vectors, found, cut = encoder.embed_with_traits(EXAMPLES, "queries", lambda it: it, done.append)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,10 +15,11 @@ READING = Reading(layers=(1,), hidden=4, separator=3, opening=1, closing=1)
 
 def a_head(scale: float = 0.05) -> Head:
     torch.manual_seed(0)
-    head = Head(READING, 6)
+    head = Head(READING, 6, 9)
     head.standardise_by(torch.randn(READING.width), torch.rand(READING.width))
     head.weight.copy_(torch.randn_like(head.weight) * scale)
     head.bias.copy_(torch.randn_like(head.bias) * scale)
+    head.directions.copy_(torch.linalg.qr(torch.randn(9, 6)).Q)
     return head
 
 
@@ -38,6 +40,18 @@ def test_vectors_have_length_one_and_their_cosine_is_the_predicted_influence(see
     torch.testing.assert_close(left @ right.T, shortened[0] @ shortened[1].T, rtol=1e-4, atol=1e-5)
 
 
+def test_a_known_gradients_vector_has_its_share_of_the_predicted_directions_as_its_cosine() -> None:
+    """Prevents a gradient's length, or what of it lies along no direction, from counting as agreement."""
+    head = a_head()
+    sketches = np.random.default_rng(3).normal(size=(4, 9)).astype(np.float32) * 7
+    known = head.of_sketches(sketches, "queries")
+    torch.testing.assert_close(known.norm(dim=1), torch.ones(4))
+    unit = torch.from_numpy(sketches / np.linalg.norm(sketches, axis=1, keepdims=True))
+    pool = head(torch.randn(5, READING.width), "pool")
+    predicted = pool[:, :6] @ head.directions.T
+    torch.testing.assert_close(known @ pool.T, unit @ predicted.T, rtol=1e-4, atol=1e-5)
+
+
 def test_queries_and_pool_have_a_map_each() -> None:
     """Prevents one side's weights from being used for both."""
     head = a_head()
@@ -47,7 +61,7 @@ def test_queries_and_pool_have_a_map_each() -> None:
 
 def test_every_group_of_features_weighs_the_same() -> None:
     """Prevents wide hidden states from drowning what few numbers say of lengths."""
-    head = Head(READING, 2)
+    head = Head(READING, 2, 9)
     features = torch.randn(20_000, READING.width) * torch.rand(READING.width) * 9 + torch.randn(READING.width)
     head.standardise_by(features.mean(0), features.var(0))
     lengths = [
@@ -65,5 +79,6 @@ def test_a_saved_head_is_the_same_head(tmp_path: Path) -> None:
     again = Head.load(tmp_path / FOLDER)
     features = torch.randn(3, READING.width)
     assert torch.equal(again(features, "queries"), head(features, "queries"))
+    assert torch.equal(again.directions, head.directions)
     assert again.reading == head.reading
     assert again.dimensions == head.dimensions == 8

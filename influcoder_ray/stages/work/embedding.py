@@ -1,21 +1,24 @@
 """Embedding: the unit vector of every row by the distilled encoder, and how familiar it is to that."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from influcoder_ray.config import PipelineSettings
 from influcoder_ray.encoder.familiarity import Familiarity, read_familiarity
 from influcoder_ray.encoder.head import Side
 from influcoder_ray.encoder.model import Encoder
 from influcoder_ray.encoder.specs import FAMILIARITY, EncoderSpec
-from influcoder_ray.examples import ColumnSpec, Example
+from influcoder_ray.examples import Example
 from influcoder_ray.examples.columns import Unusable, examples_from_cells
 from influcoder_ray.examples.example import from_table
 from influcoder_ray.stages.folders import at_hand
 from influcoder_ray.stages.work.device import prepare_device
+from influcoder_ray.stages.work.query_vectors import of_gradients, with_gradients
 from influcoder_ray.tables import schemas
 from influcoder_ray.tables.cells import read_cells
 from influcoder_ray.tables.state import Output, quarantine_table
@@ -51,14 +54,22 @@ class EmbedWork:
     """Holds the encoder and embeds units of the corpus, and of the sampled queries.
 
     Args:
-        corpus: the table whose units are files of the corpus; those of others are tables of examples.
+        encoder: where the distilled encoder lies.
+        corpus: the table whose units are files of the corpus; those of others are tables of queries.
     """
 
-    def __init__(self, encoder: EncoderSpec, columns: ColumnSpec, corpus: str, threads: int) -> None:
-        self._encoder = load_encoder(encoder, threads=threads)
+    def __init__(self, settings: PipelineSettings, encoder: str, corpus: str, threads: int) -> None:
+        spec = settings.encoder.model_copy(update={"path": encoder})
+        self._settings = settings
+        self._encoder = load_encoder(spec, threads=threads)
         self._familiarity = load_familiarity(self._encoder)
-        self._columns = columns
+        self._columns = settings.corpus.columns
         self._corpus = corpus
+
+    @cached_property
+    def _known(self) -> Mapping[str, np.ndarray]:
+        """Read by the worker that has a unit of queries, which are few."""
+        return of_gradients(self._settings, self._encoder)
 
     def read(self, unit: Unit) -> Any:
         if unit.table == self._corpus:
@@ -78,6 +89,9 @@ class EmbedWork:
         vectors, familiarity, cut = embed_familiarly(
             self._encoder, examples, side, self._familiarity[side], report
         )
+        counters = {f"truncated_{unit.table}": sum(cut)}
+        if side == "queries":
+            vectors, counters["queries_by_gradient"] = with_gradients(vectors, examples, self._known)
         good = np.flatnonzero(np.isfinite(vectors).all(1)).tolist()
         refused = sorted(set(range(len(examples))) - set(good))
         unusable += [
@@ -99,5 +113,5 @@ class EmbedWork:
             rows_in=len(examples) + len(unusable) - len(refused),
             rows_out=len(good),
             quarantine=quarantine_table("embed", [(u.example_id, u.source, u.reason) for u in unusable]),
-            counters={f"truncated_{unit.table}": sum(cut)},
+            counters=counters,
         )

@@ -10,6 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from influcoder_ray.config import PipelineSettings
+from influcoder_ray.encoder.head import Side
+from influcoder_ray.encoder.model import Encoder
 from influcoder_ray.encoder.specs import HISTORY
 from influcoder_ray.evaluation.agreement import bootstrap_rows, point_estimates, resample
 from influcoder_ray.evaluation.baselines import bm25_scores, random_summary, resample_random, tfidf_scores
@@ -29,6 +31,7 @@ from influcoder_ray.stages.signals import (
     read_signals,
 )
 from influcoder_ray.stages.work.embedding import embed_familiarly, load_encoder, load_familiarity
+from influcoder_ray.stages.work.query_vectors import of_gradients, with_gradients
 from influcoder_ray.stages.work.sketching import load_teacher
 from influcoder_ray.tables import schemas
 
@@ -49,15 +52,18 @@ def evaluate(settings: PipelineSettings, threads: int, board: Any) -> tuple[dict
     exact = influence(preconditioned(queries, preconditioner), preconditioned(pool, preconditioner))
     say("the distilled encoder")
     seeds = distill.seeds(settings)
-    scores = {"encoder": _distilled_scores(settings, seeds[0], queries, pool, threads)}
+    scores = _distilled_scores(settings, seeds[0], queries, pool, threads)
     say("the untrained encoder")
-    scores["untrained_encoder"] = _encoder_scores(settings.encoder, queries, pool, threads)
+    untrained = load_encoder(settings.encoder, threads=threads)
+    scores["untrained_encoder"] = (
+        _text_vectors(untrained, queries, "queries") @ _text_vectors(untrained, pool, "pool").T
+    )
     texts = [[e.text for e in side.examples] for side in (queries, pool)]
     scores |= {"tfidf": tfidf_scores(*texts), "bm25": bm25_scores(*texts)}
     further = []
     for seed in seeds[1:]:
         say(f"the encoder of seed {seed}")
-        further.append(_distilled_scores(settings, seed, queries, pool, threads))
+        further.append(_distilled_scores(settings, seed, queries, pool, threads)["encoder"])
     say("agreement")
     reranking = {
         name: reranking_curve(
@@ -133,9 +139,18 @@ def _add_seeds(figures: dict[str, Any], estimates: Sequence[Mapping[str, float]]
 
 def _distilled_scores(
     settings: PipelineSettings, seed: int, queries: Signals, pool: Signals, threads: int
-) -> np.ndarray:
+) -> dict[str, np.ndarray]:
+    """The scores (Q, P) of a distilled encoder as `attribute` finds them; those of texts alone if others."""
+    encoder = _distilled(settings, seed, threads)
+    by_text, of_pool = _text_vectors(encoder, queries, "queries"), _text_vectors(encoder, pool, "pool")
+    vectors, known = with_gradients(by_text, queries.examples, of_gradients(settings, encoder))
+    scores = {"encoder": vectors @ of_pool.T}
+    return scores | {"encoder_by_text": by_text @ of_pool.T} if known else scores
+
+
+def _distilled(settings: PipelineSettings, seed: int, threads: int) -> Encoder:
     folder = distill.encoder_folder(settings, seed)
-    return _encoder_scores(settings.encoder.model_copy(update={"path": folder.uri}), queries, pool, threads)
+    return load_encoder(settings.encoder.model_copy(update={"path": folder.uri}), threads=threads)
 
 
 def _chosen_epoch(settings: PipelineSettings, seed: int) -> int:
@@ -144,18 +159,15 @@ def _chosen_epoch(settings: PipelineSettings, seed: int) -> int:
     return int(history["chosen_epoch"])
 
 
-def _encoder_scores(spec: Any, queries: Signals, pool: Signals, threads: int) -> np.ndarray:
-    encoder = load_encoder(spec, threads=threads)
-    sides = encoder.embed(queries.examples, "queries")[0], encoder.embed(pool.examples, "pool")[0]
-    return np.asarray(sides[0] @ sides[1].T)
+def _text_vectors(encoder: Encoder, signals: Signals, side: Side) -> np.ndarray:
+    return encoder.embed(signals.examples, side)[0]
 
 
 def _by_familiarity(
     settings: PipelineSettings, pool: Signals, predicted: np.ndarray, exact: np.ndarray, threads: int
 ) -> list[dict[str, Any]]:
     """The distilled encoder's rank agreement among test pool examples that it is alike familiar with."""
-    folder = settings.root / distill.ENCODER
-    encoder = load_encoder(settings.encoder.model_copy(update={"path": folder.uri}), threads=threads)
+    encoder = _distilled(settings, settings.seed, threads)
     measure = load_familiarity(encoder)["pool"]
     _, familiarity, _ = embed_familiarly(encoder, pool.examples, "pool", measure)
     return agreement_by_familiarity(
