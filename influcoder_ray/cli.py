@@ -57,6 +57,7 @@ def _stage_command(stage: str, help_text: str) -> None:
 
 _stage_command("sample", "Choose queries and pool examples by content, and split them.")
 _stage_command("sketch", "Compute every sampled example's gradient and its CountSketch.")
+_stage_command("explore", "Choose further examples to learn from by a first student, and sketch them.")
 _stage_command("distill", "Train the encoder to rank as the sketches do.")
 _stage_command("embed", "Embed the full corpus with the trained encoder.")
 

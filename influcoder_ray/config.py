@@ -59,6 +59,28 @@ class SketchStageSpec(SketchSpec):
     )
 
 
+class ExploreSpec(Spec):
+    """Training examples beyond the sample, chosen by what a first student expects of them."""
+
+    examples: int = Field(
+        default=0,
+        ge=0,
+        description="Examples of the corpus whose gradients are computed, and learnt from beside the "
+        "sample's, because a first student expects them to matter to many queries; 0 for none.",
+    )
+    among: int = Field(
+        default=20,
+        ge=2,
+        description="Examples of the corpus, drawn at random, that the first student looks through for each "
+        "one that it chooses.",
+    )
+
+    @property
+    def reservoir(self) -> int:
+        """How many examples are looked through."""
+        return self.examples * self.among
+
+
 class EmbedSpec(Spec):
     """The embedding of the full corpus, and of the queries."""
 
@@ -156,7 +178,8 @@ class ResourceSpec(Spec):
         default=WorkersSpec(cpus=1, gpus=0), description="Workers that scan the corpus."
     )
     sketch: WorkersSpec = Field(
-        default=WorkersSpec(), description="Workers that hold the causal LM, to sketch and to re-rank."
+        default=WorkersSpec(),
+        description="Workers that hold the causal LM, to sketch, explore and re-rank.",
     )
     distill: WorkersSpec = Field(default=WorkersSpec(max=1), description="Workers that train the encoder.")
     embed: WorkersSpec = Field(default=WorkersSpec(), description="Workers that hold the encoder.")
@@ -184,6 +207,9 @@ class PipelineSettings(Spec):
     sample: SampleSpec = Field(default=SampleSpec(), description="The sample for exact influence.")
     influence: InfluenceSpec = Field(
         default=InfluenceSpec(), description="How exact influence is taken from sketches."
+    )
+    explore: ExploreSpec = Field(
+        default=ExploreSpec(), description="The training examples that a first student asks for."
     )
     distill: DistillSpec = Field(default=DistillSpec(), description="The training of the encoder.")
     familiarity: FamiliaritySpec = Field(

@@ -11,7 +11,7 @@ from rich.console import Console
 from influcoder_ray.config import PipelineSettings
 from influcoder_ray.errors import UserError
 
-STAGES = ("sample", "sketch", "distill", "embed", "attribute", "rerank", "evaluate", "report")
+STAGES = ("sample", "sketch", "explore", "distill", "embed", "attribute", "rerank", "evaluate", "report")
 SUMMARY, SETTINGS = "run_summary.json", "settings.yaml"
 _WITHOUT_RAY = ("report",)
 

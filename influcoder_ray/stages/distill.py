@@ -2,10 +2,11 @@
 
 import time
 from collections.abc import Mapping
+from types import ModuleType
 
 from influcoder_ray.config import PipelineSettings
 from influcoder_ray.encoder.specs import FAMILIARITY
-from influcoder_ray.stages import sample, sketch
+from influcoder_ray.stages import explore, sample, sketch
 from influcoder_ray.stages.display import Display
 from influcoder_ray.stages.folders import at_hand
 from influcoder_ray.stages.plan import StagePlan
@@ -67,8 +68,8 @@ def plan(settings: PipelineSettings, seed: int | None = None) -> StagePlan:
             "scheme": "spectral-2",
             "seed": seed,
             "inputs": {
-                "sample": sample.state(settings.root).finished().digest,
-                "sketch": sketch.state(settings.root).finished().digest,
+                stage: module.state(settings.root).finished().digest
+                for stage, module in _inputs(settings).items()
             },
             "encoder": encoder.model_dump(mode="json", exclude={"path"})
             | {"files": model_identity(Place(encoder.path))},
@@ -97,3 +98,8 @@ def plan(settings: PipelineSettings, seed: int | None = None) -> StagePlan:
         return manifests | {ids[1]: record.commit_files(ids[1], files, seconds=seconds, counters={})}
 
     return StagePlan(record, fingerprint, ids, run)
+
+
+def _inputs(settings: PipelineSettings) -> dict[str, ModuleType]:
+    explored = {"explore": explore} if settings.explore.examples else {}
+    return {"sample": sample, "sketch": sketch, **explored}

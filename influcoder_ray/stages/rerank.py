@@ -1,12 +1,11 @@
 """Rerank: exact influence of each query's best examples, which decides their order."""
 
 from collections.abc import Mapping
-from typing import Any
+from types import ModuleType
 
 from influcoder_ray.config import PipelineSettings
 from influcoder_ray.errors import UserError
-from influcoder_ray.gradients.specs import SketchSpec
-from influcoder_ray.stages import attribute, distill, embed, sample, sketch
+from influcoder_ray.stages import attribute, distill, embed, explore, sample, sketch
 from influcoder_ray.stages.display import Display
 from influcoder_ray.stages.plan import StagePlan
 from influcoder_ray.tables.fingerprint import Fingerprint
@@ -16,7 +15,6 @@ from influcoder_ray.tables.units import Unit, plan_units
 
 RERANKED, SKETCHES = "reranked", "sketches/candidates"
 CONTENTS, UNSKETCHED = "_state/rerank/contents", "_state/rerank/unsketched"
-_BEFORE: tuple[Any, ...] = (sample, sketch, distill, embed, attribute)
 
 
 def state(root: Place) -> StageState:
@@ -37,7 +35,7 @@ def check(settings: PipelineSettings) -> None:
     Raises:
         UserError: naming the fields that differ.
     """
-    for stage in _BEFORE:
+    for stage in _before(settings):
         if not stage.state(settings.root).is_complete():
             return
         stage.plan(settings).refuse_other()
@@ -69,40 +67,22 @@ def plan(settings: PipelineSettings) -> StagePlan:
         )
 
     def run(display: Display) -> Mapping[str, Manifest]:
-        import ray
-
         from influcoder_ray.stages.cluster import reserve
-        from influcoder_ray.stages.units_on_ray import WorkPlan, run_units
+        from influcoder_ray.stages.units_on_ray import WorkPlan, one_unit, run_units
         from influcoder_ray.stages.work.reranking import gather, order
         from influcoder_ray.stages.work.sketching import SketchWork
 
         reservation = reserve(settings.workers.sketch)
 
-        def on_a_worker(work: Any, unit_id: str) -> Manifest:
-            """A step of its own on a worker: the driver's machine may be a small one."""
-            held = record.manifests().get(unit_id)
-            if held is not None:
-                return held
-            task = ray.remote(work).options(num_cpus=reservation.cpus, num_gpus=reservation.gpus)
-            manifest: Manifest = ray.get(task.remote(settings, record, unit_id))
-            return manifest
-
         record.begin(fingerprint)
-        gathered = on_a_worker(gather, gathering)
+        gathered = one_unit(record, gathering, gather, settings, reservation)
         display.say(f"  {_cost(gathered)}")
-        arguments = {
-            "model": settings.model,
-            "adapter": settings.adapter,
-            "sketch": SketchSpec(width=settings.sketch.width, dtype=settings.sketch.dtype),
-            "seed": settings.seed,
-            "threads": reservation.threads,
-            "pool_table": SKETCHES,
-            "stage": record.stage,
-        }
+        arguments = sketch.work_arguments(settings, reservation.threads, SKETCHES, record.stage)
         sketched = run_units(
             WorkPlan(record, units(), SketchWork, arguments), fingerprint, reservation, display, "examples"
         )
-        return {gathering: gathered, **sketched, closing: on_a_worker(order, closing)}
+        ordered = one_unit(record, closing, order, settings, reservation)
+        return {gathering: gathered, **sketched, closing: ordered}
 
     known = [unit.unit_id for unit in units()] if gathering in record.manifests() else []
     return StagePlan(record, fingerprint, (gathering, *known, closing), run)
@@ -125,6 +105,11 @@ def found(settings: PipelineSettings) -> Fingerprint | None:
     if settings.rerank.candidates:
         raise UserError(f"{settings.root / RERANKED}: not there yet; run the rerank stage first")
     return None
+
+
+def _before(settings: PipelineSettings) -> list[ModuleType]:
+    explored = [explore] if settings.explore.examples else []
+    return [sample, sketch, *explored, distill, embed, attribute]
 
 
 def _cost(gathered: Manifest) -> str:

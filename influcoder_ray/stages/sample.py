@@ -87,12 +87,12 @@ def plan(settings: PipelineSettings) -> StagePlan:
                 "count": count,
                 "seed": settings.seed,
                 "apart_from": taken,
+                "stage": record.stage,
             }
             work = WorkPlan(record, units[table], ScanWork, arguments)
             manifests |= run_units(work, fingerprint, reservation, display)
             if table == _QUERY_CANDIDATES:
-                hashes = record.read(table, schemas.EXAMPLES, ["content_hash"])["content_hash"]
-                taken = sorted(set(hashes.to_pylist()))
+                taken = contents_of_queries(settings)
         shared = sum(m.counters.get("shared_with_queries", 0) for m in manifests.values())
         if shared and settings.sample.shared_content == "refuse":
             raise UserError(
@@ -112,6 +112,13 @@ def data_fields(data: DataSpec, files: Sequence[DataFile]) -> dict[str, Any]:
         "file_count": len(files),
         "columns": data.columns.model_dump(mode="json"),
     }
+
+
+def contents_of_queries(settings: PipelineSettings) -> list[str]:
+    """The content hashes of all queries, in the sample or not: none may be in the pool's sample."""
+    record = state(settings.root)
+    hashes = record.read(_QUERY_CANDIDATES, schemas.EXAMPLES, ["content_hash"])["content_hash"]
+    return sorted(set(hashes.to_pylist()))
 
 
 def splits(examples: Sequence[Example], seed: int, validation_share: float, test_share: float) -> list[str]:

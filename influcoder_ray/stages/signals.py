@@ -3,15 +3,19 @@
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from influcoder_ray.attribution.preconditioning import MixedHessian
 from influcoder_ray.config import PipelineSettings
 from influcoder_ray.examples import Example
 from influcoder_ray.examples.example import from_table
-from influcoder_ray.stages import sample, sketch
+from influcoder_ray.stages import explore, sample, sketch
 from influcoder_ray.tables import schemas
 from influcoder_ray.tables.arrays import sketch_matrix
+from influcoder_ray.tables.state import StageState
+
+SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -30,44 +34,57 @@ class Signals:
         return len(self.examples)
 
 
-def read_signals(settings: PipelineSettings, side: str, split: str, part: slice = slice(None)) -> Signals:
+def read_signals(
+    settings: PipelineSettings, side: str, split: str, part: slice = slice(None), *, explored: bool = True
+) -> Signals:
     """The sketched examples of one side and split, in order of content hash.
 
     Args:
         side: "pool" or "queries".
         split: "train", "validation" or "test".
         part: which of them, in that order; the others' sketches are never held in memory together.
+        explored: whether to count in, in training, what the settings have explored beyond the sample.
     """
     schema = schemas.sketches(settings.sketch.width, settings.sketch.dtype)
-    hashes = contents_of(settings, side, split)
+    hashes = contents_of(settings, side, split, explored=explored)
     mine = hashes[part]
     wanted = pc.field("content_hash").isin(mine)
-    record = sketch.state(settings.root)
-    sketches = record.read(f"sketches/{side}", schema, where=wanted).sort_by("content_hash")
-    examples = sample.state(settings.root).read(f"sample/{side}", schemas.EXAMPLES, where=wanted)
-    by_hash = {e.content_hash: e for e in from_table(examples)}
+    tables = [
+        record.read(table, schema, where=wanted)
+        for record, table in sketch_tables(settings, side, explored=explored)
+    ]
+    sketches = pa.concat_tables(tables).sort_by("content_hash")
+    by_hash = {e.content_hash: e for e in _examples(settings, side, wanted, explored)}
     return Signals([by_hash[h] for h in mine], sketch_matrix(sketches), len(hashes))
 
 
-def contents_of(settings: PipelineSettings, side: str, split: str) -> list[str]:
+def contents_of(settings: PipelineSettings, side: str, split: str, *, explored: bool = True) -> list[str]:
     """The content hashes of the sketched examples of one side and split, sorted; no sketch is held.
 
     What trains, validates and tests reads these and no others, so these are what an audit looks at.
     """
     schema = schemas.sketches(settings.sketch.width, settings.sketch.dtype)
     in_split = pc.field("split") == split
-    rows = sketch.state(settings.root).read(f"sketches/{side}", schema, ["content_hash", "split"], in_split)
-    return sorted(rows["content_hash"].to_pylist())
+    found: list[str] = []
+    for record, table in sketch_tables(settings, side, explored=explored):
+        rows = record.read(table, schema, ["content_hash", "split"], in_split)
+        found += rows["content_hash"].to_pylist()
+    return sorted(found)
 
 
 def read_examples(settings: PipelineSettings, side: str, split: str) -> list[Example]:
     """The sketched examples of one side and split, in order of content hash; no sketch is read."""
-    schema = schemas.sketches(settings.sketch.width, settings.sketch.dtype)
-    record, in_split = sketch.state(settings.root), pc.field("split") == split
-    sketched = record.read(f"sketches/{side}", schema, ["content_hash", "split"], in_split)["content_hash"]
-    wanted = pc.field("content_hash").isin(sketched.to_pylist())
-    examples = sample.state(settings.root).read(f"sample/{side}", schemas.EXAMPLES, where=wanted)
-    return sorted(from_table(examples), key=lambda e: e.content_hash)
+    wanted = pc.field("content_hash").isin(contents_of(settings, side, split))
+    return sorted(_examples(settings, side, wanted, explored=True), key=lambda e: e.content_hash)
+
+
+def sketch_tables(
+    settings: PipelineSettings, side: str, *, explored: bool = True
+) -> list[tuple[StageState, str]]:
+    """Where the sketches of a side lie: the sample's, and what the settings have explored beyond it."""
+    beyond = [(explore.state(settings.root), explore.SKETCHES)]
+    wanted = explored and side == "pool" and settings.explore.examples
+    return [(sketch.state(settings.root), f"sketches/{side}"), *(beyond if wanted else [])]
 
 
 def fit_preconditioner(settings: PipelineSettings) -> MixedHessian | None:
@@ -98,8 +115,19 @@ def influence(queries: Signals, pool: Signals) -> np.ndarray:
     return np.asarray(left @ right.T, dtype=np.float32)
 
 
+def _examples(settings: PipelineSettings, side: str, wanted: pc.Expression, explored: bool) -> list[Example]:
+    tables = [(sample.state(settings.root), f"sample/{side}")]
+    if explored and side == "pool" and settings.explore.examples:
+        tables.append((explore.state(settings.root), explore.EXPLORED))
+    parts = [record.read(table, schemas.EXAMPLES, where=wanted) for record, table in tables]
+    return from_table(pa.concat_tables(parts))
+
+
 def _training_sketches(settings: PipelineSettings, side: str) -> np.ndarray:
-    """The sketches (N, D) float32 of a side's training examples in their own length."""
+    """The sketches (N, D) float32 of a side's training examples in their own length.
+
+    Of the sample alone: what was explored beyond it is not what the corpus looks like.
+    """
     schema = schemas.sketches(settings.sketch.width, settings.sketch.dtype)
     rows = sketch.state(settings.root).read(f"sketches/{side}", schema, where=pc.field("split") == "train")
     rows = rows.sort_by("content_hash")

@@ -1,6 +1,7 @@
 """Sketch: every sampled example's loss gradient, by the teacher, as a CountSketch."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from influcoder_ray.config import PipelineSettings
 from influcoder_ray.errors import UserError
@@ -37,6 +38,19 @@ def check(settings: PipelineSettings) -> None:
     tokenizer = load_tokenizer(model.path, setting="model.path", trust_remote_code=model.trust_remote_code)
     if model.template == "chat" and not tokenizer.chat_template:
         raise UserError(f"model.template: {model.path} has no chat template; use plain or auto")
+
+
+def work_arguments(settings: PipelineSettings, threads: int, pool_table: str, stage: str) -> dict[str, Any]:
+    """What `SketchWork` is made of, for this stage and for others that sketch more of the corpus."""
+    return {
+        "model": settings.model,
+        "adapter": settings.adapter,
+        "sketch": SketchSpec(width=settings.sketch.width, dtype=settings.sketch.dtype),
+        "seed": settings.seed,
+        "threads": threads,
+        "pool_table": pool_table,
+        "stage": stage,
+    }
 
 
 def plan(settings: PipelineSettings) -> StagePlan:
@@ -84,14 +98,7 @@ def plan(settings: PipelineSettings) -> StagePlan:
         if left_out:
             display.say(f"  {left_out}")
         reservation = reserve(settings.workers.sketch)
-        arguments = {
-            "model": settings.model,
-            "adapter": settings.adapter,
-            "sketch": SketchSpec(width=settings.sketch.width, dtype=settings.sketch.dtype),
-            "seed": settings.seed,
-            "threads": reservation.threads,
-            "pool_table": POOL,
-        }
+        arguments = work_arguments(settings, reservation.threads, POOL, record.stage)
         return run_units(
             WorkPlan(record, units, SketchWork, arguments), fingerprint, reservation, display, "examples"
         )

@@ -17,6 +17,7 @@ import pyarrow as pa
 import ray
 import ray.data
 
+from influcoder_ray.config import PipelineSettings
 from influcoder_ray.errors import RunFailed
 from influcoder_ray.stages.cluster import Reservation
 from influcoder_ray.stages.display import Display
@@ -127,6 +128,26 @@ def run_units(
             f"{plan.state.stage}: {len(missing)} units left no manifest; run the same command again"
         )
     return {k: found[k] for k in wanted}
+
+
+def one_unit(
+    record: StageState,
+    unit_id: str,
+    work: Callable[..., Manifest],
+    settings: PipelineSettings,
+    reservation: Reservation,
+) -> Manifest:
+    """Do a unit that is a step of its own, unless it is done; on a worker, for the driver's may be small.
+
+    Args:
+        work: called with settings, record, unit id and the number of threads; it commits the unit.
+    """
+    held = record.manifests().get(unit_id)
+    if held is not None:
+        return held
+    task = ray.remote(work).options(num_cpus=reservation.cpus, num_gpus=reservation.gpus)
+    manifest: Manifest = ray.get(task.remote(settings, record, unit_id, reservation.threads))
+    return manifest
 
 
 def _run(

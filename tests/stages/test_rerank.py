@@ -270,7 +270,7 @@ def test_the_preconditioner_is_that_of_the_sample_and_passes_over_both_sides(
     shutil.copytree(reranked.output, tmp_path / "run")
     mixed = reranked.influence.model_copy(update={"preconditioner": "mixed_hessian", "damping": 0.3})
     settings = reranked.model_copy(update={"output": str(tmp_path / "run"), "influence": mixed})
-    manifest = order(settings, rerank.state(settings.root), "another")
+    manifest = order(settings, rerank.state(settings.root), "another", 1)
     vectors: dict[str, dict[str, np.ndarray]] = {}
     training: dict[str, list[np.ndarray]] = {"queries": [], "pool": [], "candidates": []}
     for side in training:

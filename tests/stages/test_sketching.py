@@ -62,7 +62,13 @@ def sketched(model: ModelSpec, adapter: AdapterSpec, table: str, monkeypatch: py
     """What the stage makes of the rows as a unit of the pool or of the queries."""
     monkeypatch.setattr(sketching, "prepare_device", lambda threads: CPU)
     work = SketchWork(
-        model, adapter, SketchSpec(width=WIDTH, dtype="float32"), seed=SEED, threads=1, pool_table=POOL
+        model,
+        adapter,
+        SketchSpec(width=WIDTH, dtype="float32"),
+        seed=SEED,
+        threads=1,
+        pool_table=POOL,
+        stage="sketch",
     )
     unit = Unit("unit", Place("unused"), "f", (0,), 0, len(TEXTS), table)
     return work.process(unit, ROWS, lambda rows: None)

@@ -23,6 +23,7 @@ from influcoder_ray.evaluation.splits import audit_splits, near_duplicates
 from influcoder_ray.examples.example import from_table
 from influcoder_ray.stages import distill, sample
 from influcoder_ray.stages.signals import (
+    SPLITS,
     Signals,
     contents_of,
     fit_preconditioner,
@@ -178,11 +179,7 @@ def _by_familiarity(
 def _audit(settings: PipelineSettings, queries: Signals, pool: Signals) -> dict[str, Any]:
     """What the splits have in common: contents, and test texts that are nearly one of training."""
     sides = ("queries", "pool")
-    contents = {
-        f"{side}/{split}": contents_of(settings, side, split)
-        for side in sides
-        for split in ("train", "validation", "test")
-    }
+    contents = {f"{side}/{split}": contents_of(settings, side, split) for side in sides for split in SPLITS}
     near = {
         f"{side}/test": near_duplicates(
             itertools.chain.from_iterable(

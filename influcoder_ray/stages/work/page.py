@@ -28,7 +28,7 @@ from influcoder_ray.report.contents import (
     Truncation,
     Unfamiliar,
 )
-from influcoder_ray.stages import attribute, distill, embed, evaluate, rerank, sample, sketch
+from influcoder_ray.stages import attribute, distill, embed, evaluate, explore, rerank, sample, sketch
 from influcoder_ray.stages.signals import read_examples
 from influcoder_ray.stages.texts import corpus_examples
 from influcoder_ray.tables import schemas
@@ -44,7 +44,8 @@ def contents(settings: PipelineSettings) -> ReportContents:
     evaluation = json.loads((root / evaluate.EVALUATION).read_bytes())
     history = json.loads((root / distill.ENCODER / HISTORY).read_bytes())
     reranked = rerank.found(settings) is not None
-    stages = {stage: module for stage, module in _STAGES.items() if module is not rerank or reranked}
+    made = {"explore": settings.explore.examples > 0, "rerank": reranked}
+    stages = {stage: module for stage, module in _STAGES.items() if made.get(stage, True)}
     totals = {stage: _totals(module.state(root)) for stage, module in stages.items()}
     pairs = evaluate.state(root).read(evaluate.PAIRS, schemas.EVALUATION_PAIRS)
     shape = (evaluation["queries"], evaluation["pool"])
@@ -96,6 +97,7 @@ def contents(settings: PipelineSettings) -> ReportContents:
 _STAGES: dict[str, Any] = {
     "sample": sample,
     "sketch": sketch,
+    "explore": explore,
     "distill": distill,
     "embed": embed,
     "attribute": attribute,

@@ -14,7 +14,7 @@ from influcoder_ray.config import PipelineSettings
 from influcoder_ray.examples import Example
 from influcoder_ray.examples.example import to_table
 from influcoder_ray.stages import attribute, rerank, sketch
-from influcoder_ray.stages.signals import fit_preconditioner
+from influcoder_ray.stages.signals import SPLITS, contents_of, fit_preconditioner, sketch_tables
 from influcoder_ray.stages.texts import corpus_examples
 from influcoder_ray.tables import schemas
 from influcoder_ray.tables.arrays import sketch_matrix
@@ -24,7 +24,7 @@ from influcoder_ray.tables.state import Manifest, Output, StageState
 _ROWS_PER_GROUP = 16
 
 
-def gather(settings: PipelineSettings, record: StageState, unit_id: str) -> Manifest:
+def gather(settings: PipelineSettings, record: StageState, unit_id: str, threads: int) -> Manifest:
     """Write the content of every candidate, and the contents that have no sketch yet.
 
     A content counts once, however many queries and ids it stands under; what the sample holds has its
@@ -34,7 +34,7 @@ def gather(settings: PipelineSettings, record: StageState, unit_id: str) -> Mani
     by_content: dict[str, Example] = {}
     for example in sorted(examples.values(), key=lambda e: e.example_id):
         by_content.setdefault(example.content_hash, example)
-    in_sample = set(_sketched(settings, sketch.POOL, "content_hash"))
+    in_sample = {content for split in SPLITS for content in contents_of(settings, "pool", split)}
     unsketched = [by_content[content] for content in sorted(by_content) if content not in in_sample]
     ids = sorted(examples.values(), key=lambda e: e.example_id)
     contents = pa.table(
@@ -49,7 +49,7 @@ def gather(settings: PipelineSettings, record: StageState, unit_id: str) -> Mani
     return record.commit(unit_id, output, 0.0)
 
 
-def order(settings: PipelineSettings, record: StageState, unit_id: str) -> Manifest:
+def order(settings: PipelineSettings, record: StageState, unit_id: str, threads: int) -> Manifest:
     """Write the best of all candidates for every query, in the order of their exact influence.
 
     A gradient serves every query, so each query ranks the candidates of all. It keeps as many as it had:
@@ -108,7 +108,7 @@ def _exact(settings: PipelineSettings, record: StageState, *, most: int) -> Mapp
         ids_of[content].append(example_id)
     wanted = pc.field("content_hash").isin(pa.array(list(ids_of), pa.string()))
     rankings: list[Ranking] = []
-    for holder, table in ((sketch.state(settings.root), sketch.POOL), (record, rerank.SKETCHES)):
+    for holder, table in (*sketch_tables(settings, "pool"), (record, rerank.SKETCHES)):
         for shard in _shards(holder, table, schema, wanted):
             ids = [ids_of[content] for content in shard["content_hash"].to_pylist()]
             rows = np.repeat(np.arange(len(ids)), [len(them) for them in ids])
@@ -142,11 +142,6 @@ def _candidates(settings: PipelineSettings) -> pa.Table:
 
 def _comparable(settings: PipelineSettings) -> pa.Table:
     """The candidates of queries that have a sketch."""
-    queries = _sketched(settings, sketch.QUERIES, "example_id")
-    return _candidates(settings).filter(pc.field("query_id").isin(pa.array(queries, pa.string())))
-
-
-def _sketched(settings: PipelineSettings, table: str, column: str) -> list[str]:
     schema = schemas.sketches(settings.sketch.width, settings.sketch.dtype)
-    values: list[str] = sketch.state(settings.root).read(table, schema, [column])[column].to_pylist()
-    return values
+    queries = sketch.state(settings.root).read(sketch.QUERIES, schema, ["example_id"])["example_id"]
+    return _candidates(settings).filter(pc.field("query_id").isin(pc.unique(queries)))

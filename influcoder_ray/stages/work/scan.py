@@ -24,15 +24,22 @@ class ScanWork:
         count: how many contents the sample holds; None for all.
         seed: of the choice.
         apart_from: content hashes that may not be in the sample.
+        stage: whose quarantine takes the rows that cannot be used.
     """
 
     def __init__(
-        self, columns: ColumnSpec, count: int | None, seed: int, apart_from: Collection[str]
+        self,
+        columns: ColumnSpec,
+        count: int | None,
+        seed: int,
+        apart_from: Collection[str],
+        stage: str,
     ) -> None:
         self._columns = columns
         self._count = count
         self._seed = seed
         self._taken = frozenset(apart_from)
+        self._stage = stage
 
     def read(self, unit: Unit) -> dict[str, list[Any]]:
         return read_cells(unit, self._columns.names)
@@ -47,7 +54,7 @@ class ScanWork:
             {unit.table: to_table(chosen, [""] * len(chosen))},
             rows_in=len(examples) + len(unusable),
             rows_out=len(examples),
-            quarantine=quarantine_table("sample", [(u.example_id, u.source, u.reason) for u in unusable]),
+            quarantine=quarantine_table(self._stage, [(u.example_id, u.source, u.reason) for u in unusable]),
             counters={"shared_with_queries": len(examples) - len(apart)},
         )
 

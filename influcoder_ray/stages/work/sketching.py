@@ -39,7 +39,7 @@ class SketchWork:
         seed: int,
         threads: int,
         pool_table: str,
-        stage: str = "sketch",
+        stage: str,
     ) -> None:
         self._pool_table = pool_table
         self._stage = stage

@@ -49,8 +49,8 @@ def train_loop(config: dict[str, Any]) -> None:
     )
     distillation = training(
         encoder,
-        _examples(encoder, queries),
-        _examples(encoder, pool),
+        tokenized(encoder, queries),
+        tokenized(encoder, pool),
         settings.distill,
         seed=config["seed"],
         workers=workers,
@@ -110,7 +110,7 @@ def _report(
     shutil.rmtree(folder)
 
 
-def _examples(encoder: Encoder, signals: Signals) -> Examples:
+def tokenized(encoder: Encoder, signals: Signals) -> Examples:
     """A worker's part of a side, tokenized."""
     windows, _ = encoder.windows(signals.examples)
     return Examples(windows, signals.sketches, signals.total)
