@@ -102,8 +102,8 @@ def test_the_first_student_of_the_sample_alone_makes_the_choice(explored: Pipeli
     sides = [read_signals(explored, side, "train", explored=False) for side in ("queries", "pool")]
     assert len(sides[1]) == len(read_signals(explored, "pool", "train")) - EXPLORE["examples"]
     spec = explored.distill.model_copy(update={"epochs": 1})
-    parts = [tokenized(encoder, side) for side in sides]
-    training(encoder, *parts, spec, seed=explored.seed, workers=Workers()).train_epoch()
+    left, right = (tokenized(encoder, side) for side in sides)
+    training(encoder, left, right, spec, seed=explored.seed, workers=Workers()).train_epoch()
     assert encoder.head is not None
     queries = encoder.head.of_sketches(sides[0].sketches, "queries").numpy()
     sampled = contents(explored, "sample/pool")
