@@ -42,6 +42,9 @@ class Encoder:
         self.spec = spec
         self.head = head
         self.device = next(model.parameters()).device
+        self._bfloat16 = spec.dtype == "bfloat16" or (
+            spec.dtype == "auto" and self.device.type == "cuda" and torch.cuda.is_bf16_supported()
+        )
 
     @staticmethod
     def load(spec: EncoderSpec, device: torch.device) -> "Encoder":
@@ -142,7 +145,7 @@ class Encoder:
         reading = self.reading
 
         def one_batch(ids: Tensor, mask: Tensor) -> Tensor:
-            outputs = self.model(input_ids=ids, attention_mask=mask, output_hidden_states=True)
+            outputs = self._outputs(ids, mask, all_layers=True)
             found = features(outputs.hidden_states, ids, mask, reading)
             if self.head is None:
                 vectors = self._pool(outputs.last_hidden_state, mask)
@@ -224,19 +227,23 @@ class Encoder:
         return ids.to(self.device), mask.to(self.device)
 
     def _pooled(self, ids: Tensor, mask: Tensor) -> Tensor:
-        return self._pool(self.model(input_ids=ids, attention_mask=mask).last_hidden_state, mask)
+        return self._pool(self._outputs(ids, mask, all_layers=False).last_hidden_state, mask)
 
     def _pool(self, states: Tensor, mask: Tensor) -> Tensor:
         if self.pooling == "cls":
             pooled = states[:, 0]
         else:
-            weights = mask.unsqueeze(-1).to(states.dtype)
-            pooled = (states * weights).sum(1) / weights.sum(1)
+            weights = mask.unsqueeze(-1).float()
+            pooled = (states.float() * weights).sum(1) / weights.sum(1)
         return functional.normalize(pooled.float(), dim=1)
 
     def _features(self, ids: Tensor, mask: Tensor, reading: Reading) -> Tensor:
-        states = self.model(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states
-        return features(states, ids, mask, reading)
+        return features(self._outputs(ids, mask, all_layers=True).hidden_states, ids, mask, reading)
+
+    def _outputs(self, ids: Tensor, mask: Tensor, *, all_layers: bool) -> Any:
+        """The model's outputs for ids and mask (N, T), computed in the numbers that the settings ask for."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bfloat16):
+            return self.model(input_ids=ids, attention_mask=mask, output_hidden_states=all_layers)
 
 
 def check_encoder(spec: EncoderSpec) -> None:

@@ -29,6 +29,11 @@ class EncoderSpec(Spec):
     tokens_per_batch: int = Field(
         default=2048, ge=8, description="Tokens of one forward pass, padding included."
     )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto",
+        description="In which numbers the encoder computes, its weights staying in float32; auto: bfloat16 "
+        "on a GPU that has it, else float32.",
+    )
     pooling: Literal["auto", "mean", "cls"] = Field(
         default="auto",
         description="How token states become one vector; auto: as the folder's sentence-transformers "

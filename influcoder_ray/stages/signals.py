@@ -1,6 +1,7 @@
 """The teacher's signals of one split: examples and their sketches, matched and in a fixed order."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -10,6 +11,7 @@ from influcoder_ray.attribution.preconditioning import MixedHessian
 from influcoder_ray.config import PipelineSettings
 from influcoder_ray.examples import Example
 from influcoder_ray.examples.example import from_table
+from influcoder_ray.gradients.specs import SketchSpec
 from influcoder_ray.stages import explore, sample, sketch
 from influcoder_ray.tables import schemas
 from influcoder_ray.tables.arrays import sketch_matrix
@@ -35,7 +37,13 @@ class Signals:
 
 
 def read_signals(
-    settings: PipelineSettings, side: str, split: str, part: slice = slice(None), *, explored: bool = True
+    settings: PipelineSettings,
+    side: str,
+    split: str,
+    part: slice = slice(None),
+    *,
+    explored: bool = True,
+    scratch: Path | None = None,
 ) -> Signals:
     """The sketched examples of one side and split, in order of content hash.
 
@@ -44,18 +52,21 @@ def read_signals(
         split: "train", "validation" or "test".
         part: which of them, in that order; the others' sketches are never held in memory together.
         explored: whether to count in, in training, what the settings have explored beyond the sample.
+        scratch: a folder for the sketches, which are then mapped into memory and not held there: 2 D bytes
+            each at float16, 32 GB for a million of width 16,384.
     """
     schema = schemas.sketches(settings.sketch.width, settings.sketch.dtype)
     hashes = contents_of(settings, side, split, explored=explored)
     mine = hashes[part]
-    wanted = pc.field("content_hash").isin(mine)
-    tables = [
-        record.read(table, schema, where=wanted)
-        for record, table in sketch_tables(settings, side, explored=explored)
-    ]
-    sketches = pa.concat_tables(tables).sort_by("content_hash")
+    wanted = pc.field("content_hash").isin(pa.array(mine, pa.string()))
+    sketches = _rows_for(len(mine), settings.sketch, scratch and scratch / f"{side}-{split}.npy")
+    place = {content: row for row, content in enumerate(mine)}
+    for record, table in sketch_tables(settings, side, explored=explored):
+        for shard in record.read_each(table, schema, where=wanted):
+            rows = [place[content] for content in shard["content_hash"].to_pylist()]
+            sketches[rows] = sketch_matrix(shard)
     by_hash = {e.content_hash: e for e in _examples(settings, side, wanted, explored)}
-    return Signals([by_hash[h] for h in mine], sketch_matrix(sketches), len(hashes))
+    return Signals([by_hash[h] for h in mine], sketches, len(hashes))
 
 
 def contents_of(settings: PipelineSettings, side: str, split: str, *, explored: bool = True) -> list[str]:
@@ -74,7 +85,7 @@ def contents_of(settings: PipelineSettings, side: str, split: str, *, explored: 
 
 def read_examples(settings: PipelineSettings, side: str, split: str) -> list[Example]:
     """The sketched examples of one side and split, in order of content hash; no sketch is read."""
-    wanted = pc.field("content_hash").isin(contents_of(settings, side, split))
+    wanted = pc.field("content_hash").isin(pa.array(contents_of(settings, side, split), pa.string()))
     return sorted(_examples(settings, side, wanted, explored=True), key=lambda e: e.content_hash)
 
 
@@ -113,6 +124,15 @@ def influence(queries: Signals, pool: Signals) -> np.ndarray:
     """Exact influence by sketches: the cosines (Q, P) float32 of queries' and pool's sketches."""
     left, right = (_unit(side.sketches) for side in (queries, pool))
     return np.asarray(left @ right.T, dtype=np.float32)
+
+
+def _rows_for(rows: int, sketch: SketchSpec, file: Path | None) -> np.ndarray:
+    """Room for sketches (rows, D), in a file where one is named."""
+    shape, dtype = (rows, sketch.width), np.dtype(sketch.dtype)
+    # An empty file cannot be mapped.
+    if file is None or not rows:
+        return np.empty(shape, dtype)
+    return np.lib.format.open_memmap(file, mode="w+", dtype=dtype, shape=shape)
 
 
 def _examples(settings: PipelineSettings, side: str, wanted: pc.Expression, explored: bool) -> list[Example]:

@@ -6,7 +6,7 @@ and nothing else. A reader reads the files that manifests name, and no others.
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 
@@ -246,13 +246,22 @@ class StageState:
         where: pc.Expression | None = None,
     ) -> pa.Table:
         """A table in memory, or the rows of it for which `where` holds, taken file by file."""
-        fields = schema if columns is None else pa.schema([schema.field(name) for name in columns])
-        parts = []
+        parts = list(self.read_each(table, schema, columns, where))
+        return pa.concat_tables(parts) if parts else _fields(schema, columns).empty_table()
+
+    def read_each(
+        self,
+        table: str,
+        schema: pa.Schema,
+        columns: Sequence[str] | None = None,
+        where: pc.Expression | None = None,
+    ) -> Iterator[pa.Table]:
+        """The same rows a file at a time, for tables that are too large to be held."""
+        fields = _fields(schema, columns)
         for file in self.files(table):
             with (self.root / file.path).open() as stream:
                 rows = pq.ParquetFile(stream).read(columns=list(fields.names))
-            parts.append(rows if where is None else rows.filter(where))
-        return pa.concat_tables(parts).cast(fields) if parts else fields.empty_table()
+            yield (rows if where is None else rows.filter(where)).cast(fields)
 
     def _vouch(self, manifest: Manifest) -> Manifest:
         (self._folder / "units" / f"{manifest.unit_id}.json").write_whole(manifest.to_json())
@@ -319,3 +328,7 @@ def quarantine_table(stage: str, rows: Sequence[tuple[str, str, str]]) -> pa.Tab
         },
         schema=schemas.QUARANTINE,
     )
+
+
+def _fields(schema: pa.Schema, columns: Sequence[str] | None) -> pa.Schema:
+    return schema if columns is None else pa.schema([schema.field(name) for name in columns])

@@ -310,3 +310,21 @@ def test_a_pooling_that_is_neither_mean_nor_cls_is_refused_unless_one_is_named(
     (copied / "1_Pooling" / "config.json").write_text(json.dumps(config))
     assert "set encoder.pooling" in refusal(copied)
     assert loaded(copied, pooling="mean").pooling == "mean"
+
+
+@pytest.mark.parametrize("headed", [False, True])
+def test_bfloat16_gives_nearly_the_same_vectors_and_leaves_the_weights_as_they_are(
+    headed: bool, encoder_folder: Path
+) -> None:
+    """Prevents a loss of precision that ranks differently, and weights whose small steps are rounded away."""
+    exact = with_head(encoder_folder) if headed else loaded(encoder_folder)
+    spec = exact.spec.model_copy(update={"dtype": "bfloat16"})
+    rough = Encoder(exact.model, exact.tokenizer, exact.pooling, spec, exact.head)
+    left, right = (encoder.embed(EXAMPLES, "queries")[0] for encoder in (exact, rough))
+    assert right.dtype == np.float32
+    assert not np.array_equal(left, right)
+    assert (left * right).sum(1).min() > 0.999
+    rough.vectors(rough.windows(EXAMPLES)[0], "queries").square().sum().backward()
+    gradients = [p.grad for p in rough.model.parameters() if p.grad is not None]
+    assert gradients
+    assert {it.dtype for it in (*rough.model.parameters(), *gradients)} == {torch.float32}

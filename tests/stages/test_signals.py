@@ -1,5 +1,8 @@
 """The teacher's signals as training reads them."""
 
+import tracemalloc
+from pathlib import Path
+
 import numpy as np
 
 from influcoder_ray.config import PipelineSettings
@@ -19,3 +22,20 @@ def test_workers_parts_are_the_whole_split_each_example_with_its_own_sketch(
         assert part.total == 36
         assert part.examples == whole.examples[rank::3]
         np.testing.assert_array_equal(part.sketches, whole.sketches[rank::3])
+
+
+def test_sketches_in_a_scratch_folder_are_the_same_and_not_held_in_memory(
+    finished: PipelineSettings, tmp_path: Path
+) -> None:
+    """Prevents a million sketches, 32 GB, from having to fit into a training worker's memory."""
+    whole = read_signals(finished, "pool", "train", slice(1, None, 2))
+    tracemalloc.start()
+    mapped = read_signals(finished, "pool", "train", slice(1, None, 2), scratch=tmp_path)
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert isinstance(mapped.sketches, np.memmap)
+    assert np.array_equal(mapped.sketches, whole.sketches)
+    assert (mapped.examples, mapped.total) == (whole.examples, whole.total)
+    assert held < whole.sketches.nbytes
+    nothing = read_signals(finished, "pool", "train", slice(0, 0), scratch=tmp_path)
+    assert nothing.sketches.shape == (0, finished.sketch.width)

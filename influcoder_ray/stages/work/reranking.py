@@ -1,13 +1,12 @@
 """Re-ranking: which candidates still need a gradient, and the order that the gradients give."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from influcoder_ray.attribution.topk import Ranking, merge, rank_shard
 from influcoder_ray.config import PipelineSettings
@@ -109,7 +108,10 @@ def _exact(settings: PipelineSettings, record: StageState, *, most: int) -> Mapp
     wanted = pc.field("content_hash").isin(pa.array(list(ids_of), pa.string()))
     rankings: list[Ranking] = []
     for holder, table in (*sketch_tables(settings, "pool"), (record, rerank.SKETCHES)):
-        for shard in _shards(holder, table, schema, wanted):
+        # A file at a time: sketches of all candidates may be too many to be held.
+        for shard in holder.read_each(table, schema, where=wanted):
+            if not shard.num_rows:
+                continue
             ids = [ids_of[content] for content in shard["content_hash"].to_pylist()]
             rows = np.repeat(np.arange(len(ids)), [len(them) for them in ids])
             names = [name for them in ids for name in them]
@@ -123,15 +125,6 @@ def _exact(settings: PipelineSettings, record: StageState, *, most: int) -> Mapp
             queries["example_id"].to_pylist(), ranking.ids, ranking.scores, strict=True
         )
     }
-
-
-def _shards(record: StageState, table: str, schema: pa.Schema, wanted: pc.Expression) -> Iterator[pa.Table]:
-    """A table's files that hold wanted rows, one at a time: sketches of all candidates may be too many."""
-    for file in record.files(table):
-        with (record.root / file.path).open() as stream:
-            rows = pq.ParquetFile(stream).read().cast(schema).filter(wanted)
-        if rows.num_rows:
-            yield rows
 
 
 def _candidates(settings: PipelineSettings) -> pa.Table:

@@ -34,6 +34,11 @@ BEST = "best"
 
 def train_loop(config: dict[str, Any]) -> None:
     """What every Ray Train worker runs: epochs, each closed by validation and a checkpoint."""
+    with tempfile.TemporaryDirectory() as scratch:
+        _train(config, Path(scratch))
+
+
+def _train(config: dict[str, Any], scratch: Path) -> None:
     settings = PipelineSettings.model_validate(config["settings"])
     workers = Workers()
     device = prepare_device(config["threads"])
@@ -44,7 +49,7 @@ def train_loop(config: dict[str, Any]) -> None:
     part = slice(workers.rank, None, workers.size)
     preconditioner = fit_preconditioner(settings)
     queries, pool = (
-        preconditioned(read_signals(settings, side, "train", part), preconditioner)
+        preconditioned(read_signals(settings, side, "train", part, scratch=scratch), preconditioner)
         for side in ("queries", "pool")
     )
     distillation = training(
@@ -59,33 +64,32 @@ def train_loop(config: dict[str, Any]) -> None:
         preconditioned(read_signals(settings, side, "validation"), preconditioner)
         for side in ("queries", "pool")
     ]
-    with tempfile.TemporaryDirectory() as scratch:
-        best = Path(scratch) / BEST
-        epochs: list[dict[str, Any]] = []
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:
-            epochs.append({"epoch": 0, "loss": None} | _agreement(encoder, *validation))
+    best = scratch / BEST
+    epochs: list[dict[str, Any]] = []
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        epochs.append({"epoch": 0, "loss": None} | _agreement(encoder, *validation))
+        encoder.save(best)
+    else:
+        with checkpoint.as_directory() as held:
+            distillation.restore(Path(held))
+            shutil.copytree(Path(held) / BEST, best)
+            epochs = json.loads((Path(held) / HISTORY).read_text())["epochs"]
+    while distillation.next_epoch <= settings.distill.epochs:
+        epoch = distillation.next_epoch
+        note = f"validation {_figure(epochs[-1]):.3f}, untrained {_figure(epochs[0]):.3f}"
+
+        def report(step: int, loss: float, note: str = note) -> None:
+            if workers.rank == 0:
+                config["board"].set.remote("steps", step, note, distillation.steps)
+
+        report(distillation.steps_done, 0.0)
+        loss = distillation.train_epoch(report)
+        epochs.append({"epoch": epoch, "loss": loss} | _agreement(encoder, *validation))
+        if _figure(epochs[-1]) > max(_figure(e) for e in epochs[:-1]):
+            shutil.rmtree(best)
             encoder.save(best)
-        else:
-            with checkpoint.as_directory() as held:
-                distillation.restore(Path(held))
-                shutil.copytree(Path(held) / BEST, best)
-                epochs = json.loads((Path(held) / HISTORY).read_text())["epochs"]
-        while distillation.next_epoch <= settings.distill.epochs:
-            epoch = distillation.next_epoch
-            note = f"validation {_figure(epochs[-1]):.3f}, untrained {_figure(epochs[0]):.3f}"
-
-            def report(step: int, loss: float, note: str = note) -> None:
-                if workers.rank == 0:
-                    config["board"].set.remote("steps", step, note, distillation.steps)
-
-            report(distillation.steps_done, 0.0)
-            loss = distillation.train_epoch(report)
-            epochs.append({"epoch": epoch, "loss": loss} | _agreement(encoder, *validation))
-            if _figure(epochs[-1]) > max(_figure(e) for e in epochs[:-1]):
-                shutil.rmtree(best)
-                encoder.save(best)
-            _report(distillation, epochs, best, workers, Path(scratch))
+        _report(distillation, epochs, best, workers, scratch)
 
 
 def _report(
