@@ -78,6 +78,11 @@ class DistillSpec(Spec):
         description="Passes over the training queries or pool, whichever takes more steps; 4, or 8 by the "
         "paper's recipe. The first one of the spectral recipe fits the head and takes no steps.",
     )
+    fall_back: bool = Field(
+        default=True,
+        description="Keep the untrained encoder where no epoch agrees better with exact influence on the "
+        "validation split; else the best epoch is kept whatever it reaches.",
+    )
     queries_per_step: int = Field(default=8, ge=1, description="Queries that meet in a step.")
     candidates_per_step: int = Field(default=16, ge=2, description="Pool examples that meet in a step.")
     learning_rate: float = Field(

@@ -17,6 +17,7 @@ from influcoder_ray.tables import schemas
 from influcoder_ray.tables.arrays import sketch_matrix
 from influcoder_ray.tables.state import StageState
 
+_ROWS_AT_ONCE = 1024
 SPLITS = ("train", "validation", "test")
 
 
@@ -121,9 +122,16 @@ def preconditioned(signals: Signals, preconditioner: MixedHessian | None) -> Sig
 
 
 def influence(queries: Signals, pool: Signals) -> np.ndarray:
-    """Exact influence by sketches: the cosines (Q, P) float32 of queries' and pool's sketches."""
-    left, right = (_unit(side.sketches) for side in (queries, pool))
-    return np.asarray(left @ right.T, dtype=np.float32)
+    """Exact influence by sketches: the cosines (Q, P) float32 of queries' and pool's sketches.
+
+    The pool's are read a block at a time: they may be mapped from a file that is larger than memory.
+    """
+    left = _unit(queries.sketches)
+    found = np.empty((len(queries), len(pool)), dtype=np.float32)
+    for start in range(0, len(pool), _ROWS_AT_ONCE):
+        some = slice(start, start + _ROWS_AT_ONCE)
+        found[:, some] = left @ _unit(pool.sketches[some]).T
+    return found
 
 
 def _rows_for(rows: int, sketch: SketchSpec, file: Path | None) -> np.ndarray:

@@ -3,21 +3,24 @@
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray.train
 from ray.train import Checkpoint
 from ray.train.torch import get_device
 
 from influcoder_ray.config import PipelineSettings
+from influcoder_ray.encoder.head import SIDES, Side
 from influcoder_ray.encoder.model import Encoder
 from influcoder_ray.encoder.recipes import training
 from influcoder_ray.encoder.specs import HISTORY
 from influcoder_ray.encoder.training import Examples, Training
 from influcoder_ray.encoder.workers import Workers
 from influcoder_ray.evaluation.agreement import aggregated_rho, per_query_rho
+from influcoder_ray.examples import Example
 from influcoder_ray.stages.folders import at_hand
 from influcoder_ray.stages.signals import (
     Signals,
@@ -50,7 +53,7 @@ def _train(config: dict[str, Any], scratch: Path) -> None:
     preconditioner = fit_preconditioner(settings)
     queries, pool = (
         preconditioned(read_signals(settings, side, "train", part, scratch=scratch), preconditioner)
-        for side in ("queries", "pool")
+        for side in SIDES
     )
     distillation = training(
         encoder,
@@ -60,15 +63,17 @@ def _train(config: dict[str, Any], scratch: Path) -> None:
         seed=config["seed"],
         workers=workers,
     )
-    validation = [
-        preconditioned(read_signals(settings, side, "validation"), preconditioner)
-        for side in ("queries", "pool")
-    ]
+    validation = {
+        side: preconditioned(read_signals(settings, side, "validation", scratch=scratch), preconditioner)
+        for side in SIDES
+    }
+    exact = influence(validation["queries"], validation["pool"])
+    held_out = {side: signals.examples for side, signals in validation.items()}
     best = scratch / BEST
     epochs: list[dict[str, Any]] = []
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
-        epochs.append({"epoch": 0, "loss": None} | _agreement(encoder, *validation))
+        epochs.append({"epoch": 0, "loss": None} | _agreement(encoder, held_out, exact))
         encoder.save(best)
     else:
         with checkpoint.as_directory() as held:
@@ -85,31 +90,44 @@ def _train(config: dict[str, Any], scratch: Path) -> None:
 
         report(distillation.steps_done, 0.0)
         loss = distillation.train_epoch(report)
-        epochs.append({"epoch": epoch, "loss": loss} | _agreement(encoder, *validation))
-        if _figure(epochs[-1]) > max(_figure(e) for e in epochs[:-1]):
+        epochs.append({"epoch": epoch, "loss": loss} | _agreement(encoder, held_out, exact))
+        chosen = best_epoch(epochs, fall_back=settings.distill.fall_back)
+        if chosen == epoch:
             shutil.rmtree(best)
             encoder.save(best)
-        _report(distillation, epochs, best, workers, scratch)
+        history = {"chosen_epoch": chosen, "epochs": epochs}
+        _report(distillation, history, best, workers, scratch)
+
+
+def best_epoch(epochs: Sequence[Mapping[str, Any]], *, fall_back: bool) -> int:
+    """The number of the epoch that agrees best on the validation split, the earliest of equal ones.
+
+    Args:
+        epochs: the figures of each, those of the untrained encoder (epoch 0) first.
+        fall_back: whether the untrained encoder is one of the choices.
+    """
+    best = max(epochs if fall_back else epochs[1:], key=_figure)
+    return int(best["epoch"])
 
 
 def _report(
     distillation: Training,
-    epochs: list[dict[str, Any]],
+    history: Mapping[str, Any],
     best: Path,
     workers: Workers,
     scratch: Path,
 ) -> None:
     """Hand Ray Train the epoch's figures, and from the first worker a checkpoint."""
-    figures = {k: v for k, v in epochs[-1].items() if v is not None}
+    last = history["epochs"][-1]
+    figures = {k: v for k, v in last.items() if v is not None}
     if workers.rank != 0:
         ray.train.report(figures)
         return
-    folder = scratch / f"epoch-{epochs[-1]['epoch']}"
+    folder = scratch / f"epoch-{last['epoch']}"
     folder.mkdir()
     distillation.save(folder)
     shutil.copytree(best, folder / BEST)
-    chosen = max(epochs, key=_figure)["epoch"]
-    (folder / HISTORY).write_text(json.dumps({"chosen_epoch": chosen, "epochs": epochs}, indent=2))
+    (folder / HISTORY).write_text(json.dumps(history, indent=2))
     ray.train.report(figures, checkpoint=Checkpoint.from_directory(str(folder)))
     shutil.rmtree(folder)
 
@@ -120,9 +138,11 @@ def tokenized(encoder: Encoder, signals: Signals) -> Examples:
     return Examples(windows, signals.sketches, signals.total)
 
 
-def _agreement(encoder: Encoder, queries: Signals, pool: Signals) -> dict[str, float]:
-    predicted = encoder.embed(queries.examples, "queries")[0] @ encoder.embed(pool.examples, "pool")[0].T
-    exact = influence(queries, pool)
+def _agreement(
+    encoder: Encoder, held_out: Mapping[Side, Sequence[Example]], exact: np.ndarray
+) -> dict[str, float]:
+    vectors = {side: encoder.embed(examples, side)[0] for side, examples in held_out.items()}
+    predicted = vectors["queries"] @ vectors["pool"].T
     return {
         "validation_per_query_rho": float(per_query_rho(predicted, exact).mean()),
         "validation_aggregated_rho": aggregated_rho(predicted, exact),
