@@ -21,6 +21,7 @@ from influcoder_ray.config import PipelineSettings
 from influcoder_ray.errors import RunFailed
 from influcoder_ray.stages.cluster import Reservation
 from influcoder_ray.stages.display import Display
+from influcoder_ray.stages.metrics import UnitMetrics
 from influcoder_ray.tables.fingerprint import Fingerprint
 from influcoder_ray.tables.place import Place
 from influcoder_ray.tables.state import Manifest, Output, StageState
@@ -64,6 +65,7 @@ class UnitActor:
         self._state = StageState(Place(root), stage, tables)
         self._board = board
         self._computing = threading.Lock()
+        self._metrics = UnitMetrics(stage)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         summaries = [self._summary(Unit.from_dict(json.loads(text))) for text in batch["unit"].to_pylist()]
@@ -96,6 +98,7 @@ class UnitActor:
             output = self._work.process(unit, rows, report)
             seconds = time.monotonic() - started
         self._state.commit(unit.unit_id, output, seconds)
+        self._metrics.unit_done(output, seconds)
         self._board.set.remote(unit.unit_id, output.rows_in)
 
 
