@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from influcoder_ray import __version__
-from influcoder_ray.errors import RunFailed, UserError
+from influcoder_ray.errors import RunFailed, Stopped, UserError
 
 app = typer.Typer(
     help="Which training data made a language model behave as it does.",
@@ -196,8 +196,15 @@ def exit_status_of(command: Callable[[], object]) -> int:
     except (UserError, RunFailed) as error:
         print(f"influcoder-ray: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_status
+    except Stopped as stopped:
+        print(
+            "influcoder-ray: stopped; finished units are kept, run the same command again to go on",
+            file=sys.stderr,
+            # At once: whoever sent the signal kills what has not ended within seconds.
+            flush=True,
+        )
+        return stopped.exit_status
     except KeyboardInterrupt:
-        print("influcoder-ray: interrupted; run the same command again to go on", file=sys.stderr)
         return 130
     return 0
 

@@ -1,4 +1,4 @@
-"""The two ways in which a command ends badly, each with its exit status."""
+"""The ways in which a command ends before its work is done, each with its exit status."""
 
 
 class UserError(Exception):
@@ -14,3 +14,15 @@ class RunFailed(Exception):
     """A run that was sound when it started and did not finish: exit status 1."""
 
     exit_status = 1
+
+
+class Stopped(BaseException):
+    """Somebody asked the process to end: Ctrl-C, `ray job stop`, a machine that is going away.
+
+    Neither an `Exception`, which a caller might take for a failed attempt, nor a `KeyboardInterrupt`, which
+    the command line's library would answer in its own words.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.exit_status = 128 + number

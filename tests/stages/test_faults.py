@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeAlias
 
 import psutil
 import pytest
@@ -19,6 +20,7 @@ from influcoder_ray.config import PipelineSettings
 
 pytestmark = pytest.mark.cluster
 QUIET = Console(quiet=True)
+Driver: TypeAlias = "subprocess.Popen[bytes]"
 STAGES = ("sample", "sketch")
 # The smallest units that the sample can be cut into, so that there are some before and after the blow.
 UNITS = {"rows_per_unit": 1}
@@ -48,14 +50,14 @@ def when_some_units_are_done(output: Path, blow: Callable[[], None]) -> threadin
     return thread
 
 
-def start_driver(settings: PipelineSettings, file: Path) -> "subprocess.Popen[bytes]":
+def start_driver(settings: PipelineSettings, file: Path, stderr: int = subprocess.DEVNULL) -> Driver:
     """A run in a process group of its own, so that it can be killed with all that it started."""
     file.write_text(settings.to_yaml())
     return subprocess.Popen(
         [sys.executable, "-m", "influcoder_ray.cli", "run", str(file)],
         start_new_session=True,
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stderr=stderr,
     )
 
 
@@ -95,6 +97,29 @@ def test_a_killed_driver_is_taken_up_where_it_stood(
     assert file_hashes(tmp_path / "run/sketches") == undisturbed
     kept = [p for p, age in survivors.items() if p.stat().st_mtime_ns == age]
     assert len(kept) >= vouched
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_run_that_is_told_to_stop_says_how_to_go_on_and_is_taken_up_where_it_stood(
+    make_settings: Callable[..., PipelineSettings],
+    undisturbed: dict[str, str],
+    tmp_path: Path,
+    number: signal.Signals,
+    status: int,
+) -> None:
+    """A cluster that gives notice sends SIGTERM: silence, or a traceback, would look like a failure."""
+    settings = make_settings(tmp_path / "run", sketch=UNITS)
+    driver = start_driver(settings, tmp_path / "settings.yaml", subprocess.PIPE)
+    # The driver alone: its workers end with it.
+    when_some_units_are_done(tmp_path / "run", lambda: driver.send_signal(number)).join()
+    _, said = driver.communicate(timeout=60)
+    assert driver.returncode == status
+    assert b"finished units are kept, run the same command again to go on" in said
+    assert b"Traceback" not in said
+    vouched = len(list((tmp_path / "run").glob("_state/sketch/units/*.json")))
+    assert vouched >= 2
+    pipeline.run(settings, stages=STAGES, console=QUIET)
+    assert file_hashes(tmp_path / "run/sketches") == undisturbed
 
 
 def test_a_killed_training_goes_on_from_its_last_checkpoint_to_the_same_encoder(
