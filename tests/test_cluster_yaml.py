@@ -1,42 +1,60 @@
-"""The launcher file against the installed Ray, without a cloud."""
+"""The launcher files against the installed Ray, without a cloud."""
 
 import copy
 import re
 import shlex
-import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jsonschema  # type: ignore[import-untyped]
 import pytest
 import yaml
+from launching import (
+    CLUSTERS,
+    ROOT,
+    Config,
+    launched,
+    pinned_dependencies,
+    pinned_versions,
+    ray_start_options,
+    secrets,
+)
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig, FileConfigReader
-from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
-from ray.autoscaler.v2.utils import ResourceRequestUtil
-from ray.scripts.scripts import start
 
-ROOT = Path(__file__).resolve().parents[1]
-FILE = ROOT / "cluster.yaml"
-
-Config = dict[str, Any]
+AWS, GCP = ROOT / "cluster.yaml", CLUSTERS / "gcp.yaml"
 
 
-@pytest.fixture
-def config() -> Config:
+@pytest.fixture(params=[AWS, GCP], ids=["aws", "gcp"])
+def file(request: pytest.FixtureRequest) -> Path:
+    """Each launcher file in turn."""
+    path: Path = request.param
+    return path
+
+
+def load(file: Path) -> Config:
     """The file as it is written."""
-    loaded = yaml.safe_load(FILE.read_text("utf-8"))
+    loaded = yaml.safe_load(file.read_text("utf-8"))
     assert isinstance(loaded, dict)
     return loaded
 
 
 @pytest.fixture
-def autoscaling() -> AutoscalingConfig:
+def config(file: Path) -> Config:
+    return load(file)
+
+
+@pytest.fixture
+def gcp() -> Config:
+    return load(GCP)
+
+
+@pytest.fixture
+def autoscaling(file: Path) -> AutoscalingConfig:
     """The file as the autoscaler on the head reads it."""
-    return FileConfigReader(str(FILE), skip_content_hash=True).get_cached_autoscaling_config()
+    return FileConfigReader(str(file), skip_content_hash=True).get_cached_autoscaling_config()
 
 
 def validate(config: Config) -> None:
@@ -54,15 +72,12 @@ def workers(config: Config) -> dict[str, Config]:
 
 
 def is_spot(kind: Config) -> bool:
-    """Whether EC2 may take a node of this type away."""
-    return kind["node_config"].get("InstanceMarketOptions", {}).get("MarketType") == "spot"
-
-
-def pinned_versions() -> dict[str, str]:
-    """The versions of constraints.txt by canonical name."""
-    lines = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
-    pins = (line.split("==") for line in lines if line and not line.startswith("#"))
-    return {canonicalize_name(name): version for name, version in pins}
+    """Whether the cloud may take a node of this type away."""
+    node: dict[str, Any] = kind["node_config"]
+    return (
+        node.get("InstanceMarketOptions", {}).get("MarketType") == "spot"
+        or node.get("scheduling", {}).get("provisioningModel") == "SPOT"
+    )
 
 
 def worker_bounds_out_of_order(config: Config) -> list[str]:
@@ -72,39 +87,6 @@ def worker_bounds_out_of_order(config: Config) -> list[str]:
         for name, kind in workers(config).items()
         if not 0 <= kind["min_workers"] <= kind["max_workers"] <= config["max_workers"]
     ]
-
-
-def secrets(value: object, path: str = "") -> Iterator[str]:
-    """The paths of keys that name a secret and of strings that look like one."""
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            if re.search(
-                r"secret|password|token|credential|access_?key|private_?key", str(key), re.IGNORECASE
-            ):
-                yield f"{path}/{key}"
-            yield from secrets(inner, f"{path}/{key}")
-    elif isinstance(value, list):
-        for index, inner in enumerate(value):
-            yield from secrets(inner, f"{path}/{index}")
-    elif isinstance(value, str) and re.search(
-        r"\b(AKIA|ASIA)[0-9A-Z]{16}\b|BEGIN [A-Z ]*PRIVATE KEY|(SECRET|PASSWORD|TOKEN)[A-Z_]*=", value
-    ):
-        yield path
-
-
-def launched(autoscaling: AutoscalingConfig, gpus: int, unavailable: tuple[str, ...] = ()) -> dict[str, int]:
-    """How many nodes of each type Ray starts for `gpus` tasks of one GPU each, from an empty cluster."""
-    demand = [ResourceRequestUtil.make({"GPU": 1})] * gpus
-    reply = ResourceDemandScheduler().schedule(
-        SchedulingRequest(
-            disable_launch_config_check=True,
-            node_type_configs=autoscaling.get_node_type_configs(),
-            max_num_nodes=autoscaling.get_max_num_nodes(),
-            resource_requests=ResourceRequestUtil.group_by_count(demand),
-            recoverable_resource_availabilities=dict.fromkeys(unavailable, 0.0),
-        )
-    )
-    return {launch.instance_type: launch.count for launch in reply.to_launch}
 
 
 def test_the_installed_ray_accepts_the_file(config: Config) -> None:
@@ -212,33 +194,67 @@ def test_nodes_get_the_projects_dependencies_at_the_pinned_versions(config: Conf
         (canonicalize_name(requirement.name), frozenset(requirement.extras), str(requirement.specifier))
         for requirement in map(Requirement, arguments)
     }
-    pins = pinned_versions()
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    assert installed == {
-        (
-            canonicalize_name(needed.name),
-            frozenset(needed.extras),
-            f"=={pins[canonicalize_name(needed.name)]}",
-        )
-        for needed in map(Requirement, project["dependencies"])
-    }
+    assert installed == pinned_dependencies()
 
 
 @pytest.mark.parametrize("commands", ["head_start_ray_commands", "worker_start_ray_commands"])
 def test_ray_start_knows_every_option(config: Config, commands: str) -> None:
-    """Prevents a node that never joins because `ray start` of this release refuses an option."""
+    """Prevents a node that never joins because `ray start` of this release refuses an option, or spills into
+    the session's folder.
+    """
     (command,) = (line for line in config[commands] if "ray start" in line)
     options = {word.split("=")[0] for word in command.split("ray start")[1].split() if word.startswith("-")}
-    assert options <= {option for parameter in start.params for option in parameter.opts}
+    assert options <= ray_start_options()
+    assert "--object-spilling-directory" in options
     scaled = "--autoscaling-config=~/ray_bootstrap_config.yaml" in command.split()
     assert scaled == (commands == "head_start_ray_commands"), "the head, and it alone, scales the cluster"
 
 
 def test_the_file_holds_no_secret(config: Config) -> None:
-    """Prevents keys in a file that is shared; storage is reached through instance profiles."""
+    """Prevents keys in a file that is shared: storage is reached through roles or a mounted folder."""
     assert list(secrets(config)) == []
-    for kind in config["available_node_types"].values():
+
+
+def test_on_aws_storage_is_reached_through_instance_profiles() -> None:
+    """Prevents nodes that would need keys."""
+    for kind in load(AWS)["available_node_types"].values():
         assert set(kind["node_config"]["IamInstanceProfile"]) == {"Name"}
+
+
+def test_both_clouds_get_the_same_cluster() -> None:
+    """Prevents a setting that is mended for one cloud and forgotten for the other."""
+    aws, gcp = load(AWS), load(GCP)
+    own = {"provider", "available_node_types", "file_mounts", "initialization_commands"}
+    # Ray's own default there is of 2019; the autoscaler for AWS needs nothing that the image lacks.
+    (client,) = gcp.pop("head_setup_commands")
+    assert re.fullmatch(r"pip install google-api-python-client==\d+\.\d+\.\d+", client)
+    assert client in GCP.read_text("utf-8").partition("\ncluster_name:")[0], "what `ray up` needs is the same"
+    assert {k: v for k, v in aws.items() if k not in own} == {k: v for k, v in gcp.items() if k not in own}
+    for name, kind in aws["available_node_types"].items():
+        other = gcp["available_node_types"][name]
+        assert kind | {"node_config": None} == other | {"node_config": None}
+
+
+def test_on_google_cloud_nobodys_project_is_named_so_that_ray_creates_none(gcp: Config) -> None:
+    """Prevents a placeholder: Ray tries to create the project of a name that it may not read."""
+    assert gcp["provider"]["project_id"] is None
+
+
+def test_on_google_cloud_machines_with_a_gpu_fit_what_compute_engine_asks_of_them(gcp: Config) -> None:
+    """Prevents machines that are refused: disks of another zone, or a GPU that is to move to another host."""
+    provider = gcp["provider"]
+    assert provider["availability_zone"].rpartition("-")[0] == provider["region"]
+    for kind in gcp["available_node_types"].values():
+        (disk,) = kind["node_config"]["disks"]
+        kept = f"zones/{provider['availability_zone']}/diskTypes/pd-balanced"
+        assert disk["boot"]
+        assert disk["autoDelete"], "a disk that outlives its machine costs"
+        assert disk["initializeParams"]["diskType"] == kept
+    for kind in workers(gcp).values():
+        scheduling = kind["node_config"]["scheduling"]
+        assert scheduling["onHostMaintenance"] == "TERMINATE"
+        assert not scheduling["automaticRestart"]
+        assert (scheduling.get("instanceTerminationAction") == "DELETE") == is_spot(kind)
 
 
 @pytest.mark.parametrize(
