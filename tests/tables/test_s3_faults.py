@@ -14,10 +14,12 @@ import pyarrow as pa
 import pyarrow.fs
 import pytest
 import s3fs
+from botocore.exceptions import ClientError
 from botocore.retries.standard import ExponentialBackoff
 from faulty_s3 import FaultyS3, Injury
 from moto.server import ThreadedMotoServer
 from pyarrow.fs import FSSpecHandler, LocalFileSystem, PyFileSystem
+from s3fs.errors import translate_boto_error
 
 from influcoder_ray.errors import UserError
 from influcoder_ray.tables import patience
@@ -332,6 +334,31 @@ def test_what_is_refused_for_good_is_asked_once(
     with pytest.raises((FileNotFoundError, PermissionError)):
         Place(wrong).read_bytes()
     assert waited == []
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "passes"),
+    [
+        ("SlowDown", 503, True),
+        ("InternalError", 500, True),
+        ("503", 503, True),
+        ("RequestTimeout", 400, True),
+        ("BadDigest", 400, True),
+        ("NoSuchUpload", 404, True),
+        ("AccessDenied", 403, False),
+        ("InvalidAccessKeyId", 403, False),
+        ("NoSuchBucket", 404, False),
+        ("404", 404, False),
+        ("PreconditionFailed", 412, False),
+        ("NotImplemented", 501, False),
+    ],
+)
+def test_answers_that_mean_not_now_pass_and_refusals_do_not(code: str, status: int, passes: bool) -> None:
+    """Prevents a busy store from ending a unit, and a refusal from being asked for minutes."""
+    answer = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    error = translate_boto_error(ClientError(answer, "GetObject"))
+    assert patience.answer_of(error) == (code, status)
+    assert patience.is_passing(error) == passes
 
 
 @pytest.mark.parametrize(
