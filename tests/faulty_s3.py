@@ -1,5 +1,6 @@
 """A server that stands before an S3 server, passes requests on, and injures some of them as told."""
 
+import contextlib
 import http.client
 import random
 import re
@@ -155,8 +156,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._cut()
 
     def _cut(self) -> None:
-        self.wfile.flush()
-        self.connection.shutdown(socket.SHUT_RDWR)
+        # The client may have hung up first.
+        with contextlib.suppress(OSError):
+            self.wfile.flush()
+            self.connection.shutdown(socket.SHUT_RDWR)
         self.close_connection = True
 
     def log_message(self, format: str, *args: object) -> None:
