@@ -1,6 +1,7 @@
 """The settings of a pipeline: the specs of its parts, read from one file and written back to replay it."""
 
 import difflib
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from influcoder_ray.examples import ColumnSpec
 from influcoder_ray.gradients.specs import AdapterSpec, ModelSpec, SketchSpec
 from influcoder_ray.spec import Spec
 from influcoder_ray.tables.place import Place
+from influcoder_ray.tables.s3 import holds_credentials
 
 
 class DataSpec(Spec):
@@ -234,6 +236,19 @@ class PipelineSettings(Spec):
             )
         return self
 
+    @model_validator(mode="after")
+    def _no_credentials(self) -> "PipelineSettings":
+        for setting, address in self.addresses.items():
+            if holds_credentials(address):
+                # The address is not quoted: it would put the secret into a log.
+                raise ValueError(f"{setting}: the address holds credentials; leave them to the environment")
+        return self
+
+    @property
+    def addresses(self) -> dict[str, str]:
+        """Every address (scheme://...) among the settings, by the dotted name of the setting."""
+        return dict(_addresses(self.model_dump(mode="json"), ""))
+
     @property
     def root(self) -> Place:
         """The output folder."""
@@ -311,6 +326,14 @@ def _with_absolute_paths(settings: PipelineSettings) -> PipelineSettings:
     )
 
 
+def _addresses(value: Any, name: str) -> Iterator[tuple[str, str]]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _addresses(inner, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, str) and re.match(r"[a-z0-9]+://", value):
+        yield name, value
+
+
 def _override(fields: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
@@ -339,7 +362,11 @@ def _first_fault(error: ValidationError) -> str:
         return f"{place}: missing; {_description(fault['loc'])}"
     message = fault["msg"].removeprefix("Value error, ")
     given = fault["input"]
-    return f"{place}: {message}" + (f", not {given!r}" if not isinstance(given, dict | BaseModel) else "")
+    if isinstance(given, str) and holds_credentials(given):
+        given = "an address with credentials in it"
+    return f"{place}: {message}".removeprefix(": ") + (
+        f", not {given!r}" if not isinstance(given, dict | BaseModel) else ""
+    )
 
 
 def _models_along(location: Sequence[int | str]) -> Iterator[type[BaseModel]]:

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from influcoder_ray.config import PipelineSettings
 from influcoder_ray.errors import UserError
+from influcoder_ray.tables.s3 import refuse_unreachable
 
 STAGES = ("sample", "sketch", "explore", "distill", "embed", "attribute", "rerank", "evaluate", "report")
 SUMMARY, SETTINGS = "run_summary.json", "settings.yaml"
@@ -103,8 +104,9 @@ def _missing(settings: PipelineSettings, stages: Sequence[str]) -> list[str]:
     """The stages from the first one on that is not done: each one's input is the last one's output.
 
     Raises:
-        UserError: a folder holds another run's results.
+        UserError: a folder holds another run's results, or an address on S3 cannot be reached.
     """
+    refuse_unreachable(settings.addresses.items())
     for number, stage in enumerate(stages):
         plan = _module(stage).plan(settings)
         plan.refuse_other()

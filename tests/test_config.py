@@ -100,6 +100,35 @@ def test_every_setting_says_what_it_is() -> None:
     assert silent == []
 
 
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("output=s3://AKIAEXAMPLE:hidden@bucket/run", "output: the address holds credentials; "),
+        ("corpus.path=s3://AKIAEXAMPLE:hid/den@bucket/x", r"corpus\.path: the address holds credentials; "),
+        ("model.path=https://AKIAEXAMPLE:hidden@host/x", r"model\.path: the address holds credentials; "),
+        ("corpus=s3://AKIAEXAMPLE:hidden@bucket/x", "corpus: .*, not 'an address with credentials in it'"),
+    ],
+)
+def test_credentials_in_an_address_are_refused_by_its_setting_and_not_quoted(
+    override: str, named: str, tmp_path: Path
+) -> None:
+    """A key in a setting would be written into settings.yaml and shown in every log."""
+    path = tmp_path / "settings.yaml"
+    path.write_text(yaml.safe_dump(FIELDS))
+    with pytest.raises(UserError, match=f"^{path}: {named}") as refused:
+        load_settings(str(path), [override])
+    assert not any(part in str(refused.value) for part in ("AKIA", "hid"))
+
+
+def test_addresses_are_found_in_every_group_and_paths_are_none() -> None:
+    """An address that is overlooked is checked for neither reach nor credentials."""
+    settings = settings_from(FIELDS | {"adapter": {"path": "s3://bucket/adapter"}}, source="test")
+    assert settings.addresses == {
+        "queries.path": "s3://bucket/queries",
+        "adapter.path": "s3://bucket/adapter",
+    }
+
+
 def test_settings_are_frozen() -> None:
     """Settings that change under way would no longer be those that were written down."""
     settings = settings_from(FIELDS, source="test")

@@ -12,6 +12,7 @@ from influcoder_ray.doctor.machine import input_findings, machine_findings
 from influcoder_ray.doctor.rows import BUILT_IN, first_examples
 from influcoder_ray.errors import UserError
 from influcoder_ray.gradients.specs import AdapterSpec, ModelSpec, SketchSpec
+from influcoder_ray.tables.s3 import refuse_unreachable
 
 __all__ = ["examine", "examine_model"]
 
@@ -72,6 +73,7 @@ def examine_model(
     Raises:
         UserError: the model or the data cannot be used.
     """
+    refuse_unreachable([("--model", model), *(("--data", path) for path in data)])
     examples = list(BUILT_IN)
     if data:
         shares = [(rows + place) // len(data) for place in range(len(data))][::-1]

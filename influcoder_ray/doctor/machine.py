@@ -15,6 +15,7 @@ from influcoder_ray.doctor.findings import Finding
 from influcoder_ray.errors import RunFailed, UserError
 from influcoder_ray.pipeline import wanted_stages
 from influcoder_ray.tables.place import Place
+from influcoder_ray.tables.s3 import refuse_unreachable
 
 _PACKAGES = ("ray", "torch", "transformers", "peft", "pyarrow", "numpy", "s3fs")
 
@@ -109,6 +110,10 @@ def _ray() -> list[Finding]:
 
 def input_findings(settings: PipelineSettings) -> list[Finding]:
     """Whether each stage can use the inputs that the settings name."""
+    try:
+        refuse_unreachable(settings.addresses.items())
+    except UserError as error:
+        return [Finding("S3", "cannot be reached", str(error))]
     findings = []
     for stage in wanted_stages(settings):
         check = getattr(import_module(f"influcoder_ray.stages.{stage}"), "check", None)

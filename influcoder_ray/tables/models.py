@@ -50,7 +50,7 @@ def _fetched(place: Place, setting: str) -> Path:
         partial = Path(tempfile.mkdtemp(dir=target.parent))
         for entry in entries:
             (partial / entry.relative).parent.mkdir(parents=True, exist_ok=True)
-            place.filesystem.get_file(f"{place.path}/{entry.relative}", str(partial / entry.relative))
+            (place / entry.relative).copy_to(partial / entry.relative)
         try:
             partial.rename(target)
         except OSError:

@@ -3,12 +3,20 @@
 import glob as globbing
 import os
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, TypeVar, cast
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.spec import AbstractBufferedFile
+
+from influcoder_ray.errors import UserError
+from influcoder_ray.tables.patience import Unfinished, patiently
+from influcoder_ray.tables.s3 import holds_credentials, is_s3, s3_options
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -24,20 +32,29 @@ class Place:
     """A location that can be pickled: the filesystem is looked up where it is used.
 
     `uri` is a local path or anything that fsspec opens (`s3://bucket/prefix`). Credentials and
-    endpoints come from the environment, never from here.
+    endpoints come from the environment, never from here. What a place that is not local is asked for
+    is asked again while its store is busy or a connection breaks.
+
+    Raises:
+        UserError: the address holds a user name, a password or a key.
     """
 
     uri: str
 
+    def __post_init__(self) -> None:
+        if holds_credentials(self.uri):
+            scheme = self.uri.split("://", 1)[0]
+            raise UserError(f"{scheme}://...: the address holds credentials; leave them to the environment")
+
     @property
     def filesystem(self) -> Any:
         """The fsspec filesystem of this place (fsspec keeps one instance a process)."""
-        return fsspec.core.url_to_fs(self.uri)[0]
+        return self._opened()[0]
 
     @property
     def path(self) -> str:
         """The path inside `filesystem`."""
-        return str(fsspec.core.url_to_fs(self.uri)[1])
+        return self._opened()[1]
 
     @property
     def is_local(self) -> bool:
@@ -60,20 +77,27 @@ class Place:
         return Place(self.path) if self.is_local else self
 
     def exists(self) -> bool:
-        return bool(self._fresh().exists(self.path))
+        return self._asked(lambda: bool(self._fresh().exists(self.path)))
 
     def is_folder(self) -> bool:
-        return bool(self._fresh().isdir(self.path))
+        return self._asked(lambda: bool(self._fresh().isdir(self.path)))
 
     def size_bytes(self) -> int:
-        return int(self.filesystem.size(self.path))
+        return self._asked(lambda: int(self.filesystem.size(self.path)))
 
     def open(self) -> BinaryIO:
         """Open the file for reading bytes, seekable."""
-        return cast(BinaryIO, self.filesystem.open(self.path, "rb"))
+        stream = self._asked(lambda: self.filesystem.open(self.path, "rb"))
+        if isinstance(stream, AbstractBufferedFile):
+            stream.cache.fetcher = _patient_ranges(stream.cache.fetcher)
+        return cast(BinaryIO, stream)
 
     def read_bytes(self) -> bytes:
-        return cast(bytes, self.filesystem.cat_file(self.path))
+        return self._asked(lambda: cast(bytes, self.filesystem.cat_file(self.path)))
+
+    def copy_to(self, target: Path) -> None:
+        """Copy the file to this machine, in place of what had the name there."""
+        self._asked(lambda: self.filesystem.get_file(self.path, str(target)))
 
     def files(self) -> list[FileEntry]:
         """Every file below this folder in order of its path; empty where there is no folder.
@@ -81,11 +105,8 @@ class Place:
         Names with a part that begins with a dot are left out: a write that was cut off leaves such
         a name, and nothing else does.
         """
-        filesystem = self._fresh()
-        if not filesystem.exists(self.path):
-            return []
         root = self.path.rstrip("/") + "/"
-        found = filesystem.find(self.path, detail=True)
+        found = self._asked(self._found)
         entries = (FileEntry(name.removeprefix(root), int(info["size"])) for name, info in found.items())
         return sorted(
             (e for e in entries if not any(part.startswith(".") for part in e.relative.split("/"))),
@@ -94,7 +115,7 @@ class Place:
 
     def glob(self) -> list[str]:
         """The paths of files that match, where the path holds wildcards; in order."""
-        found = self._fresh().glob(self.path, detail=True)
+        found = self._asked(lambda: self._fresh().glob(self.path, detail=True))
         return sorted(path for path, info in found.items() if info["type"] == "file")
 
     @property
@@ -108,7 +129,7 @@ class Place:
         store: one put (or one completed multipart upload), invisible until it is complete.
         """
         if not self.is_local:
-            self.filesystem.pipe_file(self.path, data)
+            self._asked(lambda: self.filesystem.pipe_file(self.path, data))
             return
         target = Path(self.path)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -129,12 +150,45 @@ class Place:
             os.close(folder)
 
     def remove(self) -> None:
-        """Remove the file or folder if it is there."""
-        if self.exists():
-            self.filesystem.rm(self.path, recursive=True)
+        """Remove the file or folder if it is there, with all that is in it."""
+        self._asked(self._remove)
+
+    def _remove(self) -> None:
+        if not self._fresh().exists(self.path):
+            return
+        self.filesystem.rm(self.path, recursive=True)
+        # S3 deletes a thousand names at a time and answers 200 where it left some, which s3fs passes over.
+        if self._fresh().exists(self.path):
+            raise Unfinished(f"{self.uri} was removed and is still there")
+
+    def _found(self) -> dict[str, Any]:
+        filesystem = self._fresh()
+        if not filesystem.exists(self.path):
+            return {}
+        return cast(dict[str, Any], filesystem.find(self.path, detail=True))
+
+    def _asked(self, action: Callable[[], T]) -> T:
+        """What an action comes to: once on a disk, whose faults do not pass, patiently elsewhere."""
+        return action() if self.is_local else patiently(action)
+
+    def _opened(self) -> tuple[Any, str]:
+        filesystem, path = fsspec.core.url_to_fs(self.uri, **(s3_options() if is_s3(self.uri) else {}))
+        return filesystem, str(path)
 
     def _fresh(self) -> Any:
         """The filesystem with its cached listings dropped: other processes write here too."""
         filesystem = self.filesystem
         filesystem.invalidate_cache()
         return filesystem
+
+
+def _patient_ranges(fetch: Callable[[int, int], bytes]) -> Callable[[int, int], bytes]:
+    """How an open file gets a range of its bytes, made patient; fewer bytes than were asked for are none."""
+
+    def once(start: int, end: int) -> bytes:
+        data = fetch(start, end)
+        if len(data) != end - start:
+            raise Unfinished(f"bytes {start} to {end} were asked for and {len(data)} came")
+        return data
+
+    return lambda start, end: patiently(lambda: once(start, end))
