@@ -40,11 +40,11 @@ def connect(address: str | None) -> None:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         # "local": never a cluster that happens to run on this machine.
         ray.init(address="local", include_dashboard=False, object_store_memory=_OBJECT_STORE_BYTES, **common)
-    _stop_on_signals()
+    stop_on_signals()
     quiet_ray_data()
 
 
-def _stop_on_signals() -> None:
+def stop_on_signals() -> None:
     """Let SIGTERM and Ctrl-C end the run with a word on how to go on.
 
     After `ray.init`, which puts handlers of its own in place.
