@@ -25,7 +25,7 @@ POOL, QUERIES = "sample/pool", "sample/queries"
 _POOL_CANDIDATES, _QUERY_CANDIDATES = "_state/sample/pool", "_state/sample/queries"
 _SMALLEST = 10
 # Small row groups, so that later stages can cut the sample into units of any size.
-_ROWS_PER_GROUP = 16
+ROWS_PER_GROUP = 16
 
 
 def state(root: Place) -> StageState:
@@ -149,7 +149,7 @@ def _choose(settings: PipelineSettings, record: StageState) -> Output:
             )
         names = splits(chosen, settings.seed, settings.sample.validation_share, settings.sample.test_share)
         tables[table] = to_table(chosen, names)
-    return Output(tables, rows_in=0, rows_out=0, rows_per_group=_ROWS_PER_GROUP)
+    return Output(tables, rows_in=0, rows_out=0, rows_per_group=ROWS_PER_GROUP)
 
 
 def _refuse_repeated_ids(files: Sequence[DataFile], data: DataSpec, setting: str) -> None:
