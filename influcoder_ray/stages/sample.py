@@ -124,14 +124,20 @@ def contents_of_queries(settings: PipelineSettings) -> list[str]:
 def splits(examples: Sequence[Example], seed: int, validation_share: float, test_share: float) -> list[str]:
     """The split of each example (N,), by rank of a hash of its content: the shares are met exactly."""
     count = len(examples)
-    test = max(2, round(test_share * count))
-    validation = max(2, round(validation_share * count))
+    _, validation, test = split_sizes(count, validation_share, test_share)
     order = sorted(range(count), key=lambda i: seeded_key(seed, "split", examples[i].content_hash))
     names = ["train"] * count
     for rank, index in enumerate(order):
         if rank < test + validation:
             names[index] = "test" if rank < test else "validation"
     return names
+
+
+def split_sizes(count: int, validation_share: float, test_share: float) -> tuple[int, int, int]:
+    """How many of `count` examples are for training, for validation and for the test."""
+    test = max(2, round(test_share * count))
+    validation = max(2, round(validation_share * count))
+    return count - validation - test, validation, test
 
 
 def _choose(settings: PipelineSettings, record: StageState) -> Output:

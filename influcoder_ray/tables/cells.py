@@ -34,7 +34,7 @@ def read_cells(unit: Unit, columns: Sequence[str]) -> dict[str, list[Any]]:
 
 
 def cells_in_parts(
-    file: DataFile, columns: Sequence[str], *, row_group: int = 0
+    file: DataFile, columns: Sequence[str], *, row_group: int = 0, rows_at_once: int | None = None
 ) -> Iterator[tuple[int, dict[str, list[Any]]]]:
     """A file's cells as `read_cells` gives them, some rows at a time, each part with its first row.
 
@@ -42,11 +42,13 @@ def cells_in_parts(
 
     Args:
         row_group: of a Parquet file, with which to begin.
+        rows_at_once: of a part, at most; 256 if None.
     """
+    rows_at_once = rows_at_once or _ROWS_AT_ONCE
     if file.row_groups is None:
         rows = lines(file.place)
         first_row = 0
-        while part := list(islice(rows, _ROWS_AT_ONCE)):
+        while part := list(islice(rows, rows_at_once)):
             yield first_row, _cells_of_lines(part, columns)
             first_row += len(part)
         return
@@ -54,7 +56,7 @@ def cells_in_parts(
     first_row = sum(file.row_groups[:row_group])
     with file.place.open() as stream:
         parquet = pq.ParquetFile(stream, buffer_size=_BUFFER_BYTES, pre_buffer=False)
-        for batch in parquet.iter_batches(_ROWS_AT_ONCE, row_groups=groups, columns=list(columns)):
+        for batch in parquet.iter_batches(rows_at_once, row_groups=groups, columns=list(columns)):
             table = pa.Table.from_batches([batch])
             yield first_row, {name: _undecoded(table.column(name)).to_pylist() for name in columns}
             first_row += batch.num_rows
