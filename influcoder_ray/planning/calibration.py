@@ -1,6 +1,8 @@
 """Speeds of this machine: some batches through the very code of the stages, for about a minute."""
 
 import math
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -32,6 +34,12 @@ _TEACHER_SHARE, _ENCODER_SHARE, _CPU_SHARE = 0.55, 0.35, 0.05
 # Batches of one call: enough that rows of like length meet, as they do in a unit.
 _BATCHES = 4
 _SEARCHED_ROWS, _MOST_QUERIES = 16_384, 512
+
+# Workers of a stage that start one after the other: those of its pools, of its training, of single steps.
+_STARTS = {"sample": 2, "sketch": 1, "explore": 3, "distill": 3}
+_STARTS |= {"embed": 1, "attribute": 1, "rerank": 2, "evaluate": 1}
+# What a worker imports before it does anything.
+_IMPORTS = "import ray.data, ray.train.torch, torch, transformers, influcoder_ray.stages.units_on_ray"
 
 T = TypeVar("T")
 
@@ -76,12 +84,12 @@ def calibrate(
     return replace(
         bare,
         per_second={**bare.per_second, "gradients": gradients.per_second, "encoder": forward.per_second},
-        start_seconds=loaded,
+        start_seconds={stage: s + loaded.get(stage, 0.0) for stage, s in bare.start_seconds.items()},
         rests_on=(
             f"gradients: {gradients.tokens:,} tokens in {gradients.seconds:.1f} s on {name}",
             f"encoder: {forward.tokens:,} tokens in {forward.seconds:.1f} s on {name}",
             *bare.rests_on,
-            "a start is the loading of the models; what Ray takes to start workers is not counted",
+            "models are loaded once by each worker",
         ),
     )
 
@@ -98,14 +106,24 @@ def calibrate_cpu(
         scan = _scan(settings, corpus.parts, _CPU_SHARE * seconds)
     with _threads(settings.workers.attribute):
         search = _search(queries, dimensions, settings.kept_per_query, _CPU_SHARE * seconds)
+    start = worker_start_seconds()
     return Speeds(
         per_second={"scan": scan.per_second, "search": search.per_second},
+        start_seconds={stage: starts * start for stage, starts in _STARTS.items()},
         rests_on=(
             f"scan: {scan.amount:,.0f} rows in {scan.seconds:.1f} s on this machine's CPU",
             f"search: {_SEARCHED_ROWS:,} made-up vectors for {min(queries, _MOST_QUERIES):,} queries at a "
             f"time, {search.seconds:.1f} s on this machine's CPU",
+            f"a worker's start: {start:.1f} s, in which a process of this machine imports what a worker does",
         ),
     )
+
+
+def worker_start_seconds() -> float:
+    """What a worker's process takes until it has imported what it needs, on a machine that is up."""
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-c", _IMPORTS], check=True, capture_output=True)
+    return time.perf_counter() - started
 
 
 def _gradients(

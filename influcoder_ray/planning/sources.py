@@ -54,7 +54,7 @@ def card_speeds(
     return replace(
         of_cpu,
         per_second=per_second,
-        rests_on=(*said, *of_cpu.rests_on, "what workers take to start and to load models is not counted"),
+        rests_on=(*said, *of_cpu.rests_on, "what workers take to load models is not counted"),
     )
 
 

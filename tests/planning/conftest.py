@@ -15,6 +15,12 @@ MakeSettings = Callable[..., PipelineSettings]
 COLUMNS = {"id": "id", "prompt": "prompt", "response": "response"}
 
 
+@pytest.fixture(autouse=True)
+def quick_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the imports of a worker, which take seconds: a worker starts in one."""
+    monkeypatch.setattr("influcoder_ray.planning.calibration.worker_start_seconds", lambda: 1.0)
+
+
 def rows(count: int, prefix: str) -> pa.Table:
     return pa.table(
         {

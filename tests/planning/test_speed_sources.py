@@ -1,7 +1,9 @@
 """Speeds come from a card, a finished run or this machine, and say which."""
 
 import json
+import subprocess
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,9 @@ import torch
 from influcoder_ray import cli, planning
 from influcoder_ray.config import PipelineSettings
 from influcoder_ray.errors import UserError
-from influcoder_ray.planning import SpeedSource
+from influcoder_ray.planning import SpeedSource, calibration
 from influcoder_ray.planning.arithmetic import estimate
-from influcoder_ray.planning.calibration import calibrate
+from influcoder_ray.planning.calibration import calibrate, worker_start_seconds
 from influcoder_ray.planning.sources import card_speeds, measured_speeds
 from influcoder_ray.planning.speed import Speeds
 from influcoder_ray.planning.work import Work
@@ -91,8 +93,19 @@ def test_calibration_measures_every_kind_of_work_and_leaves_threads_alone(make_p
     assert torch.get_num_threads() == threads
     said = " ".join(found.rests_on)
     assert all(f"{kind}: " in said for kind in found.per_second)
+    # Two pools start one after the other, and load nothing.
+    assert (found.start_seconds["sample"], found.start_seconds["attribute"]) == (2, 1)
     # Both models are loaded for what needs both.
     assert found.start_seconds["evaluate"] > max(found.start_seconds[s] for s in ("sketch", "embed"))
+
+
+def test_a_workers_start_imports_what_exists(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prevents a start that fails at once, and is taken to be quick."""
+    for name in calibration._IMPORTS.removeprefix("import ").split(", "):
+        assert find_spec(name) is not None
+    monkeypatch.setattr(calibration, "_IMPORTS", "import no_such_module")
+    with pytest.raises(subprocess.CalledProcessError):
+        worker_start_seconds()
 
 
 @pytest.mark.parametrize(
