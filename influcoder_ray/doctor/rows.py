@@ -1,22 +1,17 @@
 """The rows that a model is looked at with: of settings, of a file with the usual columns, or built in."""
 
-from collections.abc import Iterator, Sequence
-from itertools import islice
-from typing import Any
+from collections.abc import Sequence
 
 from influcoder_ray.errors import UserError
 from influcoder_ray.examples import ColumnSpec, Example
 from influcoder_ray.examples.columns import examples_from_cells
-from influcoder_ray.tables import json_lines
-from influcoder_ray.tables.cells import read_cells
+from influcoder_ray.tables.cells import cells_in_parts
 from influcoder_ray.tables.datafiles import DataFile, find_data_files, require_columns
-from influcoder_ray.tables.units import plan_units
 
 _PROMPTS = ("prompt", "instruction", "question")
 # What some sets give an instruction to work on.
 _CONTEXTS = ("context", "input")
 _RESPONSES = ("response", "answer", "output", "completion")
-_JSON_ROWS = 256
 
 # Short and unlike each other: questions and plain text, prose and code, words and numbers.
 BUILT_IN = tuple(
@@ -66,7 +61,7 @@ def first_examples(path: str, columns: ColumnSpec | None, count: int, *, setting
     for file in find_data_files(path, setting=setting):
         spec = columns or usual_columns(file, setting=setting)
         require_columns([file], spec.names, setting=setting)
-        for first_row, cells in _cells(file, spec.names):
+        for first_row, cells in cells_in_parts(file, spec.names):
             examples += examples_from_cells(cells, spec, relative=file.relative, first_row=first_row)[0]
             if len(examples) >= count:
                 return examples[:count]
@@ -97,19 +92,3 @@ def usual_columns(file: DataFile, *, setting: str) -> ColumnSpec:
         f"{setting}: {file.place} has none of the usual columns (messages; prompt and response; text); it "
         f"has {', '.join(file.columns)}; name them in a settings file and use --config"
     )
-
-
-def _cells(file: DataFile, names: Sequence[str]) -> Iterator[tuple[int, dict[str, list[Any]]]]:
-    """The file's cells part by part, each with its first row: it is read no further than is asked for."""
-    if file.is_parquet:
-        for unit in plan_units([file], rows_per_unit=1, fingerprint=""):
-            yield unit.first_row, read_cells(unit, names)
-        return
-    lines = json_lines.lines(file.place)
-    first_row = 0
-    while part := [json_lines.parse(line) for line in islice(lines, _JSON_ROWS)]:
-        yield (
-            first_row,
-            {name: [row.get(name) if isinstance(row, dict) else row for row in part] for name in names},
-        )
-        first_row += len(part)

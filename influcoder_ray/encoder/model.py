@@ -131,8 +131,10 @@ class Encoder:
         side: Side,
         read: Callable[[Tensor], Tensor],
         report: Callable[[int], None] = lambda rows: None,
-    ) -> tuple[np.ndarray, np.ndarray, list[bool]]:
+    ) -> tuple[np.ndarray, np.ndarray, list[bool], list[int]]:
         """As `embed`; in second place what is read off each example's traits, (N, k) float32.
+
+        In last place stand the tokens of each, as many as the window holds.
 
         Traits are what familiarity is measured on (`features.traits`), with a head or without. They come
         out of the same forward pass.
@@ -157,7 +159,7 @@ class Encoder:
             nothing = traits(torch.zeros(1, reading.width, device=self.device), reading)
             width = self.dimensions + read(nothing).shape[1]
             both = self._batched(windows, width, one_batch, report).cpu().numpy()
-        return both[:, : self.dimensions], both[:, self.dimensions :], cut
+        return both[:, : self.dimensions], both[:, self.dimensions :], cut, [len(w) for w in windows]
 
     def save(self, folder: Path) -> None:
         """Write the encoder so that transformers and sentence-transformers both load it.
@@ -246,8 +248,11 @@ class Encoder:
             return self.model(input_ids=ids, attention_mask=mask, output_hidden_states=all_layers)
 
 
-def check_encoder(spec: EncoderSpec) -> None:
+def check_encoder(spec: EncoderSpec, *, weights: bool = True) -> None:
     """Refuse a folder that holds no encoder, or a window that it cannot take; reads no weights.
+
+    Args:
+        weights: whether the folder has to hold them.
 
     Raises:
         UserError: naming the folder and what is wrong with it.
@@ -263,7 +268,7 @@ def check_encoder(spec: EncoderSpec) -> None:
         ) from error
     if config.is_encoder_decoder:
         raise UserError(f"encoder.path: {spec.path} is an encoder-decoder; give an encoder alone")
-    if not any(Path(spec.path).glob("*.safetensors")):
+    if weights and not any(Path(spec.path).glob("*.safetensors")):
         raise UserError(f"encoder.path: {spec.path} holds no weights; give a folder with model.safetensors")
     load_tokenizer(spec.path, setting="encoder.path")
     _pooling(spec)

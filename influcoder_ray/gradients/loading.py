@@ -17,8 +17,11 @@ from influcoder_ray.gradients.specs import ModelSpec
 _CAUSAL = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 
 
-def load_config(spec: ModelSpec) -> PretrainedConfig:
+def load_config(spec: ModelSpec, *, weights: bool = True) -> PretrainedConfig:
     """The model's config.
+
+    Args:
+        weights: whether the folder has to hold weights too.
 
     Raises:
         UserError: there is no such folder, it holds no model, or none that is a causal LM.
@@ -43,7 +46,7 @@ def load_config(spec: ModelSpec) -> PretrainedConfig:
     if both_sides or other_head or config.is_encoder_decoder:
         name = names[0] if names else config.model_type
         raise UserError(f"model.path: {spec.path} is a {name}, not a causal LM; give a decoder model")
-    if not any(Path(spec.path).glob("*.safetensors")):
+    if weights and not any(Path(spec.path).glob("*.safetensors")):
         raise UserError(f"model.path: {spec.path} holds no weights; give a folder with model.safetensors")
     return config
 

@@ -23,7 +23,7 @@ from influcoder_ray.tables.units import plan_units
 
 ATTRIBUTIONS, GROUP, HISTOGRAM = "attributions", "group_influence", "_state/attribute/histogram"
 _RANKINGS = "_state/attribute/rankings"
-_ROWS_PER_UNIT = 1 << 20
+ROWS_PER_UNIT = 1 << 20
 
 
 def state(root: Place) -> StageState:
@@ -40,7 +40,7 @@ def plan(settings: PipelineSettings) -> StagePlan:
         }
     )
     units = plan_units(
-        embedded.data_files(embed.CORPUS), rows_per_unit=_ROWS_PER_UNIT, fingerprint=fingerprint.digest
+        embedded.data_files(embed.CORPUS), rows_per_unit=ROWS_PER_UNIT, fingerprint=fingerprint.digest
     )
     queries = embedded.data_files(embed.QUERIES)
     record = state(settings.root)

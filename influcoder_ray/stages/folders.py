@@ -9,8 +9,11 @@ from influcoder_ray.tables.models import local_model_folder
 S = TypeVar("S", ModelSpec, AdapterSpec, EncoderSpec)
 
 
-def at_hand(spec: S) -> S:
+def at_hand(spec: S, *, weights: bool = True) -> S:
     """The spec with its folder on this machine, fetched if it lies elsewhere; one without stays.
+
+    Args:
+        weights: whether they are fetched too.
 
     Raises:
         UserError: there is no such folder.
@@ -18,4 +21,5 @@ def at_hand(spec: S) -> S:
     if spec.path is None:
         return spec
     setting = {ModelSpec: "model", AdapterSpec: "adapter", EncoderSpec: "encoder"}[type(spec)]
-    return spec.model_copy(update={"path": local_model_folder(spec.path, setting=f"{setting}.path")})
+    folder = local_model_folder(spec.path, setting=f"{setting}.path", weights=weights)
+    return spec.model_copy(update={"path": folder})

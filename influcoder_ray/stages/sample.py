@@ -25,7 +25,7 @@ POOL, QUERIES = "sample/pool", "sample/queries"
 _POOL_CANDIDATES, _QUERY_CANDIDATES = "_state/sample/pool", "_state/sample/queries"
 _SMALLEST = 10
 # Small row groups, so that later stages can cut the sample into units of any size.
-_ROWS_PER_GROUP = 16
+ROWS_PER_GROUP = 16
 
 
 def state(root: Place) -> StageState:
@@ -124,14 +124,20 @@ def contents_of_queries(settings: PipelineSettings) -> list[str]:
 def splits(examples: Sequence[Example], seed: int, validation_share: float, test_share: float) -> list[str]:
     """The split of each example (N,), by rank of a hash of its content: the shares are met exactly."""
     count = len(examples)
-    test = max(2, round(test_share * count))
-    validation = max(2, round(validation_share * count))
+    _, validation, test = split_sizes(count, validation_share, test_share)
     order = sorted(range(count), key=lambda i: seeded_key(seed, "split", examples[i].content_hash))
     names = ["train"] * count
     for rank, index in enumerate(order):
         if rank < test + validation:
             names[index] = "test" if rank < test else "validation"
     return names
+
+
+def split_sizes(count: int, validation_share: float, test_share: float) -> tuple[int, int, int]:
+    """How many of `count` examples are for training, for validation and for the test."""
+    test = max(2, round(test_share * count))
+    validation = max(2, round(validation_share * count))
+    return count - validation - test, validation, test
 
 
 def _choose(settings: PipelineSettings, record: StageState) -> Output:
@@ -149,7 +155,7 @@ def _choose(settings: PipelineSettings, record: StageState) -> Output:
             )
         names = splits(chosen, settings.seed, settings.sample.validation_share, settings.sample.test_share)
         tables[table] = to_table(chosen, names)
-    return Output(tables, rows_in=0, rows_out=0, rows_per_group=_ROWS_PER_GROUP)
+    return Output(tables, rows_in=0, rows_out=0, rows_per_group=ROWS_PER_GROUP)
 
 
 def _refuse_repeated_ids(files: Sequence[DataFile], data: DataSpec, setting: str) -> None:

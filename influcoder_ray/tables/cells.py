@@ -4,15 +4,21 @@ Parquet strings come as bytes and are decoded one by one by whoever uses them; a
 cannot be parsed becomes `Unreadable` in every column.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from influcoder_ray.tables.datafiles import DataFile
 from influcoder_ray.tables.json_lines import lines, parse
 from influcoder_ray.tables.place import Place
 from influcoder_ray.tables.units import Unit
+
+_ROWS_AT_ONCE = 256
+# Of a Parquet column at a time: a row group may hold gigabytes, of which the first rows are wanted.
+_BUFFER_BYTES = 1 << 16
 
 
 def read_cells(unit: Unit, columns: Sequence[str]) -> dict[str, list[Any]]:
@@ -27,9 +33,42 @@ def read_cells(unit: Unit, columns: Sequence[str]) -> dict[str, list[Any]]:
     return {name: _undecoded(table.column(name)).to_pylist() for name in columns}
 
 
+def cells_in_parts(
+    file: DataFile, columns: Sequence[str], *, row_group: int = 0, rows_at_once: int | None = None
+) -> Iterator[tuple[int, dict[str, list[Any]]]]:
+    """A file's cells as `read_cells` gives them, some rows at a time, each part with its first row.
+
+    The file is read little further than is asked for.
+
+    Args:
+        row_group: of a Parquet file, with which to begin.
+        rows_at_once: of a part, at most; 256 if None.
+    """
+    rows_at_once = rows_at_once or _ROWS_AT_ONCE
+    if file.row_groups is None:
+        rows = lines(file.place)
+        first_row = 0
+        while part := list(islice(rows, rows_at_once)):
+            yield first_row, _cells_of_lines(part, columns)
+            first_row += len(part)
+        return
+    groups = list(range(row_group, len(file.row_groups)))
+    first_row = sum(file.row_groups[:row_group])
+    with file.place.open() as stream:
+        parquet = pq.ParquetFile(stream, buffer_size=_BUFFER_BYTES, pre_buffer=False)
+        for batch in parquet.iter_batches(rows_at_once, row_groups=groups, columns=list(columns)):
+            table = pa.Table.from_batches([batch])
+            yield first_row, {name: _undecoded(table.column(name)).to_pylist() for name in columns}
+            first_row += batch.num_rows
+
+
 def _json_cells(place: Place, columns: Sequence[str]) -> dict[str, list[Any]]:
+    return _cells_of_lines(lines(place), columns)
+
+
+def _cells_of_lines(rows: Iterable[bytes], columns: Sequence[str]) -> dict[str, list[Any]]:
     cells: dict[str, list[Any]] = {name: [] for name in columns}
-    for line in lines(place):
+    for line in rows:
         row = parse(line)
         for name in columns:
             cells[name].append(row.get(name) if isinstance(row, dict) else row)

@@ -38,11 +38,13 @@ class DataFile:
         return self.row_groups is not None
 
 
-def find_data_files(uri: str, *, setting: str) -> list[DataFile]:
+def find_data_files(uri: str, *, setting: str, identify: bool = True) -> list[DataFile]:
     """The data files at a file, a folder or a glob, in order of their names.
 
     Args:
         setting: the setting that holds `uri`, for the error's first words.
+        identify: whether files are read to tell one content from another. Without it footers are all that
+            is read: identities are empty, and so are the columns of JSON Lines.
 
     Raises:
         UserError: nothing is there, nothing there is Parquet or JSON Lines, or a file cannot be
@@ -69,7 +71,7 @@ def find_data_files(uri: str, *, setting: str) -> list[DataFile]:
             f"JSON Lines ({', '.join(json_lines.SUFFIXES)})"
         )
     with ThreadPoolExecutor(_THREADS) as threads:
-        return list(threads.map(lambda item: _inspect(*item, setting=setting), known))
+        return list(threads.map(lambda item: _inspect(*item, setting=setting, identify=identify), known))
 
 
 def require_columns(files: Sequence[DataFile], columns: Sequence[str], *, setting: str) -> None:
@@ -108,11 +110,12 @@ def _is_text(kind: pa.DataType) -> bool:
     return any(test(kind) for test in (*tests, pa.types.is_large_binary))
 
 
-def _inspect(place: Place, relative: str, *, setting: str) -> DataFile:
+def _inspect(place: Place, relative: str, *, setting: str, identify: bool) -> DataFile:
     try:
-        identity = file_identity(place)
+        identity = file_identity(place) if identify else ""
         if not relative.endswith(PARQUET):
-            return DataFile(place, relative, identity, None, json_lines.first_keys(place))
+            keys = json_lines.first_keys(place) if identify else ()
+            return DataFile(place, relative, identity, None, keys)
         with place.open() as stream:
             footer = pq.ParquetFile(stream).metadata
             rows = tuple(footer.row_group(i).num_rows for i in range(footer.num_row_groups))

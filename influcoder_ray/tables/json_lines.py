@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 
@@ -24,9 +24,8 @@ class Unreadable:
 
 def lines(place: Place) -> Iterator[bytes]:
     """The lines of the file without their ends; blank ones count, so that rows keep their numbers."""
-    compression = next((kind for end, kind in _COMPRESSIONS.items() if place.uri.endswith(end)), None)
     with place.open() as raw:
-        stream = pa.CompressedInputStream(raw, compression) if compression else raw
+        stream = _decompressed(place, raw)
         rest: list[bytes] = []
         while block := stream.read(_BLOCK_BYTES):
             first, *others = bytes(block).split(b"\n")
@@ -37,6 +36,32 @@ def lines(place: Place) -> Iterator[bytes]:
                 rest = [others[-1]]
         if last := b"".join(rest):
             yield last
+
+
+@dataclass(frozen=True)
+class Counted:
+    """The rows at a file's beginning, and the bytes that they take as the file lies, compressed or not.
+
+    `whole` says whether that is all of the file.
+    """
+
+    rows: int
+    size_bytes: int
+    whole: bool
+
+
+def count_rows(place: Place, *, most_bytes: int) -> Counted:
+    """Count a file's rows, blank ones among them, up to about `most_bytes` of it."""
+    rows, last = 0, b"\n"
+    with place.open() as raw:
+        stream = _decompressed(place, raw)
+        while raw.tell() < most_bytes:
+            block = bytes(stream.read(_BLOCK_BYTES))
+            if not block:
+                # A last line needs no end.
+                return Counted(rows + (last != b"\n"), raw.tell(), True)
+            rows, last = rows + block.count(b"\n"), block[-1:]
+        return Counted(rows, raw.tell(), False)
 
 
 def parse(line: bytes) -> dict[str, Any] | Unreadable:
@@ -62,3 +87,8 @@ def first_keys(place: Place) -> tuple[str, ...]:
         if isinstance(row, dict):
             keys.update(dict.fromkeys(row))
     return tuple(keys)
+
+
+def _decompressed(place: Place, raw: BinaryIO) -> Any:
+    compression = next((kind for end, kind in _COMPRESSIONS.items() if place.uri.endswith(end)), None)
+    return pa.CompressedInputStream(raw, compression) if compression else raw

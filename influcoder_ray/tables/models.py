@@ -9,28 +9,31 @@ from pathlib import Path
 from influcoder_ray.errors import UserError
 from influcoder_ray.tables.place import Place
 
+# What describes a model, and what it is made of.
+_SMALL, _WEIGHTS = (".json", ".model", ".txt", ".jinja"), ".safetensors"
 
-def local_model_folder(path: str, *, setting: str) -> str:
+
+def local_model_folder(path: str, *, setting: str, weights: bool = True) -> str:
     """A folder on this machine with the model at `path`, fetched once a machine if it lies elsewhere.
 
     Args:
         path: a local folder, a URI that fsspec opens, or a hub's `owner/name`.
         setting: the setting that holds `path`, for the error's first words.
+        weights: whether they are needed; a folder that lies elsewhere is else fetched without them.
 
     Raises:
         UserError: there is no such folder, and no such model where it points.
     """
     if "://" in path:
-        return str(_fetched(Place(path), setting))
+        return str(_fetched(Place(path), setting, weights))
     if Path(path).exists() or path.count("/") != 1 or path.startswith((".", "/", "~")):
         return path
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return str(
-            snapshot_download(path, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"])
-        )
+        wanted = [f"*{ending}" for ending in (*_SMALL, *([_WEIGHTS] if weights else []))]
+        return str(snapshot_download(path, allow_patterns=wanted))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
             f"{setting}: {path} is no folder here and could not be had from the hub "
@@ -38,9 +41,9 @@ def local_model_folder(path: str, *, setting: str) -> str:
         ) from error
 
 
-def _fetched(place: Place, setting: str) -> Path:
+def _fetched(place: Place, setting: str, weights: bool) -> Path:
     """A copy of a remote folder in this machine's temporary space, named by what it holds."""
-    entries = place.files()
+    entries = [e for e in place.files() if weights or e.relative.endswith(_SMALL)]
     if not any(e.relative == "config.json" for e in entries):
         raise UserError(f"{setting}: {place} holds no config.json; give a folder in Hugging Face layout")
     name = hashlib.sha256(repr((place.uri, entries)).encode()).hexdigest()[:16]

@@ -26,7 +26,6 @@ import torch
 from rich.console import Console
 
 from benchmarks.bergson import Bergson, run_bergson
-from benchmarks.flops import forward_backward_flops, peak_flops_per_second
 from benchmarks.material import random_teacher, random_tokens, read_tokens
 from benchmarks.one_at_a_time import one_at_a_time
 from benchmarks.parts import Part, UnusedSketch, Work, teacher_part
@@ -35,9 +34,11 @@ from influcoder_ray import __version__
 from influcoder_ray.errors import RunFailed, UserError
 from influcoder_ray.examples import ColumnSpec
 from influcoder_ray.examples.tokens import Tokens
+from influcoder_ray.gradients.flops import forward_backward_flops
 from influcoder_ray.gradients.sketch import CountSketch
 from influcoder_ray.gradients.specs import AdapterSpec, ModelSpec, SketchSpec
 from influcoder_ray.gradients.teacher import Teacher
+from influcoder_ray.planning.cards import peak_flops_per_second
 
 TITLE = "Per-example gradients: tokens per second beside the plain backward pass and one example at a time."
 

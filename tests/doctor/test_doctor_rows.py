@@ -11,6 +11,7 @@ from influcoder_ray.doctor import rows
 from influcoder_ray.doctor.rows import BUILT_IN, first_examples, usual_columns
 from influcoder_ray.errors import UserError
 from influcoder_ray.examples import ColumnSpec
+from influcoder_ray.tables import cells
 from influcoder_ray.tables.datafiles import find_data_files
 
 
@@ -74,12 +75,12 @@ def test_json_lines_keep_their_numbers_over_parts_and_are_read_no_further_than_n
     lines = [json.dumps({"prompt": f"p{i}", "response": f"r{i}"}) for i in range(10)]
     lines[1] = "no JSON"
     (tmp_path / "f.jsonl").write_text("\n".join(lines))
-    monkeypatch.setattr(rows, "_JSON_ROWS", 3)
+    monkeypatch.setattr(cells, "_ROWS_AT_ONCE", 3)
     parsed = []
-    parse = rows.json_lines.parse
+    parse = cells.parse
     found_before = find_data_files(str(tmp_path / "f.jsonl"), setting="s")
     monkeypatch.setattr(rows, "find_data_files", lambda uri, setting: found_before)
-    monkeypatch.setattr(rows.json_lines, "parse", lambda line: parsed.append(line) or parse(line))
+    monkeypatch.setattr(cells, "parse", lambda line: parsed.append(line) or parse(line))
     found = first_examples(str(tmp_path / "f.jsonl"), None, 4, setting="s")
     assert [(e.response, e.source) for e in found] == [(f"r{i}", f"f.jsonl:{i}") for i in (0, 2, 3, 4)]
     assert len(parsed) == 6

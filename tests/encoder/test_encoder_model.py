@@ -161,10 +161,11 @@ def test_traits_come_with_the_vectors_that_are_computed_without_them(
         encoder.head = encoder.new_head(3, 16)
         torch.nn.init.normal_(encoder.head.weight, generator=torch.Generator().manual_seed(0))
     done: list[int] = []
-    vectors, found, cut = encoder.embed_with_traits(EXAMPLES, "queries", lambda it: it, done.append)
+    vectors, found, cut, tokens = encoder.embed_with_traits(EXAMPLES, "queries", lambda it: it, done.append)
     expected, expected_cut = encoder.embed(EXAMPLES, "queries")
     np.testing.assert_allclose(vectors, expected, atol=1e-6)
     assert (cut, sum(done)) == (expected_cut, len(EXAMPLES))
+    assert tokens == [len(window) for window in encoder.windows(EXAMPLES)[0]]
     with torch.no_grad():
         features = encoder.features(encoder.windows(EXAMPLES)[0])
     np.testing.assert_allclose(found, traits(features, encoder.reading).numpy(), atol=1e-5)

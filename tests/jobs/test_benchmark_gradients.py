@@ -16,7 +16,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from benchmarks.bergson import collection_seconds, run_bergson
-from benchmarks.flops import forward_backward_flops, peak_flops_per_second
 from benchmarks.measure import one_pass
 from benchmarks.one_at_a_time import one_at_a_time
 from benchmarks.parts import UnusedSketch
@@ -189,28 +188,6 @@ def test_after_the_reference_the_model_is_what_it_was() -> None:
     assert [name for name, _ in model.named_modules()] == names
     assert torch.equal(model(ids).logits, logits)
     assert not any(p.requires_grad for p in model.parameters())
-
-
-def test_flops_of_a_llama_are_those_counted_by_hand() -> None:
-    """Prevents a utilisation that counts embeddings, unlabelled logits or weight gradients."""
-    model = causal_lm(causal_config("llama"))
-    # Two layers of width 32: q and o (32 x 32), k and v (16 x 32: two of four heads), three of 48 x 32.
-    body = 2 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 48 * 32)
-    head = 512 * 32
-    # Scores and values at 2 FLOPs a number, twice as much backward; 1 + 2 + ... + T pairs of tokens.
-    attention = 2 * 4 * 8 * (2 + 2) * 3 * (6 + 15)
-    assert forward_backward_flops(model, [3, 5], [2, 1]) == 4 * (body * 8 + head * 3) + attention
-
-
-def test_a_card_has_its_peak_and_an_unknown_one_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Prevents a utilisation of a card by another card's peak."""
-    card = torch.device("cuda")
-    assert peak_flops_per_second(CPU, "float32") is None
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
-    assert peak_flops_per_second(card, "bfloat16") == 989.4e12
-    assert peak_flops_per_second(card, "tf32") == 494.7e12
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200 NVL")
-    assert peak_flops_per_second(card, "bfloat16") is None
 
 
 def test_a_pass_counts_what_goes_through_the_model() -> None:

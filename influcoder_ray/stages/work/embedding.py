@@ -42,12 +42,12 @@ def embed_familiarly(
     side: Side,
     measure: Familiarity,
     report: Callable[[int], None] = lambda rows: None,
-) -> tuple[np.ndarray, np.ndarray, list[bool]]:
-    """Unit vectors (N, d) float32 of examples, their familiarity (N,) and whether each was cut."""
-    vectors, distance, cut = encoder.embed_with_traits(
+) -> tuple[np.ndarray, np.ndarray, list[bool], list[int]]:
+    """Unit vectors (N, d) float32 of examples, their familiarity (N,), whether each was cut, its tokens."""
+    vectors, distance, cut, tokens = encoder.embed_with_traits(
         examples, side, lambda traits: measure.distance(traits)[:, None], report
     )
-    return vectors, measure.percent(distance[:, 0]), cut
+    return vectors, measure.percent(distance[:, 0]), cut, tokens
 
 
 class EmbedWork:
@@ -86,10 +86,10 @@ class EmbedWork:
         else:
             examples, unusable = from_table(rows), []
         side: Side = "pool" if unit.table == self._corpus else "queries"
-        vectors, familiarity, cut = embed_familiarly(
+        vectors, familiarity, cut, tokens = embed_familiarly(
             self._encoder, examples, side, self._familiarity[side], report
         )
-        counters = {f"truncated_{unit.table}": sum(cut)}
+        counters = {f"truncated_{unit.table}": sum(cut), "tokens": sum(tokens)}
         if side == "queries":
             vectors, counters["queries_by_gradient"] = with_gradients(vectors, examples, self._known)
         good = np.flatnonzero(np.isfinite(vectors).all(1)).tolist()

@@ -170,7 +170,7 @@ def _by_familiarity(
     """The distilled encoder's rank agreement among test pool examples that it is alike familiar with."""
     encoder = _distilled(settings, settings.seed, threads)
     measure = load_familiarity(encoder)["pool"]
-    _, familiarity, _ = embed_familiarly(encoder, pool.examples, "pool", measure)
+    _, familiarity, _, _ = embed_familiarly(encoder, pool.examples, "pool", measure)
     return agreement_by_familiarity(
         predicted, exact, familiarity, resamples=settings.evaluate.resamples, seed=settings.seed
     )

@@ -1,23 +1,9 @@
-"""How many floating-point operations the work needs, and how many a card can do."""
+"""How many floating-point operations a batch's gradients need."""
 
 from collections.abc import Sequence
 
-import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
-
-# Dense peaks (no sparsity) of float32, TF32 and bfloat16 in FLOP/s, by the name that the driver gives
-# the card. Source: NVIDIA's data sheets of each card. A card that is not here has no utilisation.
-_PEAKS: dict[str, dict[str, float]] = {
-    "NVIDIA A100-SXM4-40GB": {"float32": 19.5e12, "tf32": 156e12, "bfloat16": 312e12},
-    "NVIDIA A100-SXM4-80GB": {"float32": 19.5e12, "tf32": 156e12, "bfloat16": 312e12},
-    "NVIDIA A100 80GB PCIe": {"float32": 19.5e12, "tf32": 156e12, "bfloat16": 312e12},
-    "NVIDIA H100 80GB HBM3": {"float32": 67e12, "tf32": 494.7e12, "bfloat16": 989.4e12},
-    "NVIDIA H100 PCIe": {"float32": 51e12, "tf32": 378e12, "bfloat16": 756e12},
-    "NVIDIA H200": {"float32": 67e12, "tf32": 494.7e12, "bfloat16": 989.4e12},
-    "NVIDIA L4": {"float32": 30.3e12, "tf32": 60e12, "bfloat16": 121e12},
-    "NVIDIA L40S": {"float32": 91.6e12, "tf32": 183e12, "bfloat16": 362e12},
-}
 
 
 def forward_backward_flops(model: nn.Module, lengths: Sequence[int], labelled: Sequence[int]) -> int:
@@ -44,10 +30,3 @@ def forward_backward_flops(model: nn.Module, lengths: Sequence[int], labelled: S
     pairs = sum(length * (length + 1) // 2 for length in lengths)
     attention = 12 * config.num_hidden_layers * heads * head_size * pairs
     return 4 * (body * sum(lengths) + head.weight.numel() * sum(labelled)) + attention
-
-
-def peak_flops_per_second(device: torch.device, dtype: str) -> float | None:
-    """The card's dense peak for a number type; None on a CPU and for a card that is not known."""
-    if device.type != "cuda":
-        return None
-    return _PEAKS.get(torch.cuda.get_device_name(device), {}).get(dtype)

@@ -1,0 +1,239 @@
+"""Speeds of this machine: some batches through the very code of the stages, for about a minute."""
+
+import math
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from influcoder_ray.attribution.distribution import pair_histogram
+from influcoder_ray.attribution.group import group_scores
+from influcoder_ray.attribution.topk import rank_shard
+from influcoder_ray.config import PipelineSettings, WorkersSpec
+from influcoder_ray.encoder.flops import forward_flops
+from influcoder_ray.encoder.model import Encoder
+from influcoder_ray.examples import Example
+from influcoder_ray.gradients.flops import forward_backward_flops
+from influcoder_ray.gradients.sketch import CountSketch
+from influcoder_ray.gradients.teacher import Teacher
+from influcoder_ray.planning.counts import search_flops
+from influcoder_ray.planning.data import Part, Survey
+from influcoder_ray.planning.speed import Speeds
+from influcoder_ray.stages.folders import at_hand
+from influcoder_ray.stages.work.scan import ScanWork
+from influcoder_ray.tables.units import Unit
+
+# How the time is spent: the teacher's batches are the longest.
+_TEACHER_SHARE, _ENCODER_SHARE, _CPU_SHARE = 0.55, 0.35, 0.05
+# Batches of one call: enough that rows of like length meet, as they do in a unit.
+_BATCHES = 4
+_SEARCHED_ROWS, _MOST_QUERIES = 16_384, 512
+
+# Workers of a stage that start one after the other: those of its pools, of its training, of single steps.
+_STARTS = {"sample": 2, "sketch": 1, "explore": 3, "distill": 3}
+_STARTS |= {"embed": 1, "attribute": 1, "rerank": 2, "evaluate": 1}
+# What a worker imports before it does anything.
+_IMPORTS = "import ray.data, ray.train.torch, torch, transformers, influcoder_ray.stages.units_on_ray"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Amounts of work and the seconds that they took."""
+
+    amount: float
+    seconds: float
+    tokens: int = 0
+
+    @property
+    def per_second(self) -> float:
+        return self.amount / self.seconds
+
+
+def calibrate(
+    settings: PipelineSettings, corpus: Survey, *, queries: int, dimensions: int, seconds: float
+) -> Speeds:
+    """What this machine does in a second: scanning, gradients, the encoder's forward pass, the search.
+
+    Loads both models, one after the other, on the GPU if there is one.
+
+    Args:
+        corpus: the rows that are worked on.
+        queries, dimensions: of the search.
+        seconds: how long to work, about; each kind of work is done at least once, loading not counted.
+
+    Raises:
+        UserError: a model cannot be loaded.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    bare = calibrate_cpu(settings, corpus, queries=queries, dimensions=dimensions, seconds=seconds)
+    with _threads(settings.workers.sketch):
+        gradients, teacher_start = _gradients(settings, corpus.examples, device, _TEACHER_SHARE * seconds)
+    with _threads(settings.workers.embed):
+        forward, encoder_start = _forward(settings, corpus.examples, device, _ENCODER_SHARE * seconds)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "this machine's CPU"
+    loaded = {"sketch": teacher_start, "explore": teacher_start + encoder_start, "rerank": teacher_start}
+    loaded |= {"distill": encoder_start, "embed": encoder_start, "evaluate": teacher_start + encoder_start}
+    return replace(
+        bare,
+        per_second={**bare.per_second, "gradients": gradients.per_second, "encoder": forward.per_second},
+        start_seconds={stage: s + loaded.get(stage, 0.0) for stage, s in bare.start_seconds.items()},
+        rests_on=(
+            f"gradients: {gradients.tokens:,} tokens in {gradients.seconds:.1f} s on {name}",
+            f"encoder: {forward.tokens:,} tokens in {forward.seconds:.1f} s on {name}",
+            *bare.rests_on,
+            "models are loaded once by each worker",
+        ),
+    )
+
+
+def calibrate_cpu(
+    settings: PipelineSettings, corpus: Survey, *, queries: int, dimensions: int, seconds: float
+) -> Speeds:
+    """What a CPU of this machine does in a second, scanning and searching; loads no model.
+
+    Args:
+        queries, dimensions, seconds: as for `calibrate`, of which this is a part.
+    """
+    with _threads(settings.workers.sample):
+        scan = _scan(settings, corpus.parts, _CPU_SHARE * seconds)
+    with _threads(settings.workers.attribute):
+        search = _search(queries, dimensions, settings.kept_per_query, _CPU_SHARE * seconds)
+    start = worker_start_seconds()
+    return Speeds(
+        per_second={"scan": scan.per_second, "search": search.per_second},
+        start_seconds={stage: starts * start for stage, starts in _STARTS.items()},
+        rests_on=(
+            f"scan: {scan.amount:,.0f} rows in {scan.seconds:.1f} s on this machine's CPU",
+            f"search: {_SEARCHED_ROWS:,} made-up vectors for {min(queries, _MOST_QUERIES):,} queries at a "
+            f"time, {search.seconds:.1f} s on this machine's CPU",
+            f"a worker's start: {start:.1f} s, in which a process of this machine imports what a worker does",
+        ),
+    )
+
+
+def worker_start_seconds() -> float:
+    """What a worker's process takes until it has imported what it needs, on a machine that is up."""
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-c", _IMPORTS], check=True, capture_output=True)
+    return time.perf_counter() - started
+
+
+def _gradients(
+    settings: PipelineSettings, examples: Sequence[Example], device: torch.device, seconds: float
+) -> tuple[Measured, float]:
+    """FLOPs of gradients and sketches, and the seconds until the teacher was there."""
+    started = time.perf_counter()
+    teacher = Teacher.load(
+        at_hand(settings.model), at_hand(settings.adapter), seed=settings.seed, device=device
+    )
+    start_seconds = time.perf_counter() - started
+    sketch = CountSketch(settings.sketch.width, settings.seed)
+    usable = [e for e, t in zip(examples, teacher.tokens(examples), strict=True) if t.labelled > 0]
+
+    def work(some: Sequence[Example]) -> tuple[float, int]:
+        tokens = teacher.tokens(some)
+        teacher.sketch(tokens, sketch, direction=teacher.pool_direction)
+        lengths = [len(t.ids) for t in tokens]
+        return forward_backward_flops(teacher.model, lengths, [t.labelled for t in tokens]), sum(lengths)
+
+    budget = _BATCHES * (teacher.spec.tokens_per_batch or 0)
+    lengths = [len(t.ids) for t in teacher.tokens(usable)]
+    chunks = _chunks(lengths, budget, settings.sketch.rows_per_unit)
+    return _timed(work, [[usable[row] for row in rows] for rows in chunks], seconds), start_seconds
+
+
+def _forward(
+    settings: PipelineSettings, examples: Sequence[Example], device: torch.device, seconds: float
+) -> tuple[Measured, float]:
+    """FLOPs of the encoder's forward pass, and the seconds until the encoder was there."""
+    started = time.perf_counter()
+    encoder = Encoder.load(at_hand(settings.encoder), device)
+    start_seconds = time.perf_counter() - started
+
+    def work(some: Sequence[Example]) -> tuple[float, int]:
+        *_, tokens = encoder.embed_with_traits(some, "pool", lambda traits: traits[:, :1])
+        return forward_flops(encoder.model, tokens), sum(tokens)
+
+    lengths = [len(window) for window in encoder.windows(examples)[0]]
+    chunks = _chunks(lengths, _BATCHES * settings.encoder.tokens_per_batch, settings.embed.rows_per_unit)
+    return _timed(work, [[examples[row] for row in rows] for rows in chunks], seconds), start_seconds
+
+
+def _scan(settings: PipelineSettings, parts: Sequence[Part], seconds: float) -> Measured:
+    """Rows that are made examples of, hashed and drawn from."""
+    share = min(1.0, settings.sample.pool / settings.sample.rows_per_unit)
+    rows_of_part = max(len(next(iter(part.cells.values()))) for part in parts)
+    kept = math.ceil(share * rows_of_part)
+    work = ScanWork(settings.corpus.columns, kept, settings.seed, (), "sample")
+
+    def scan(some: Part) -> tuple[float, int]:
+        unit = Unit("", some.file.place, some.file.relative, None, some.first_row, None, "pool")
+        return work.process(unit, {k: list(v) for k, v in some.cells.items()}, lambda rows: None).rows_in, 0
+
+    return _timed(scan, parts, seconds)
+
+
+def _search(queries: int, dimensions: int, top_k: int, seconds: float) -> Measured:
+    """FLOPs of a search over made-up vectors, with all that the stage does beside."""
+    generator = np.random.default_rng(0)
+    queries = min(queries, _MOST_QUERIES)
+    asked, held = (
+        generator.standard_normal((rows, dimensions)).astype(np.float16) for rows in (queries, _SEARCHED_ROWS)
+    )
+    ids = np.array([f"{row}" for row in range(_SEARCHED_ROWS)], dtype=object)
+
+    def search(vectors: np.ndarray) -> tuple[float, int]:
+        rank_shard(asked, vectors, ids, top_k)
+        group_scores(asked, vectors)
+        pair_histogram(asked, vectors)
+        return search_flops(queries, len(vectors), dimensions), 0
+
+    return _timed(search, [held], seconds)
+
+
+def _timed(work: Callable[[T], tuple[float, int]], pieces: Sequence[T], seconds: float) -> Measured:
+    """Do one piece of work after the other, again and again, until the time is up."""
+    # The first call of all allocates, compiles and fills caches: it is not counted.
+    work(pieces[0])
+    amount, tokens, piece = 0.0, 0, 0
+    started = time.perf_counter()
+    while True:
+        done, seen = work(pieces[piece % len(pieces)])
+        amount, tokens, piece = amount + done, tokens + seen, piece + 1
+        elapsed = time.perf_counter() - started
+        if elapsed >= seconds:
+            return Measured(amount, elapsed, tokens)
+
+
+def _chunks(lengths: Sequence[int], most_tokens: int, most_rows: int) -> list[list[int]]:
+    """Rows in their order, cut where either limit is reached; one row at least in each chunk."""
+    chunks: list[list[int]] = []
+    tokens = 0
+    for row, length in enumerate(lengths):
+        if chunks and tokens + length <= most_tokens and len(chunks[-1]) < most_rows:
+            chunks[-1].append(row)
+            tokens += length
+        else:
+            chunks.append([row])
+            tokens = length
+    return chunks
+
+
+@contextmanager
+def _threads(spec: WorkersSpec) -> Iterator[None]:
+    """While it lasts, arithmetic has the threads that a worker has; all, where that is left open."""
+    before = torch.get_num_threads()
+    if spec.cpus:
+        torch.set_num_threads(max(1, int(spec.cpus)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,163 @@
+"""What data there are, told by their footers, their sizes and a few of their rows."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+from influcoder_ray.config import DataSpec
+from influcoder_ray.errors import UserError
+from influcoder_ray.examples import Example
+from influcoder_ray.examples.columns import examples_from_cells
+from influcoder_ray.tables.cells import cells_in_parts
+from influcoder_ray.tables.datafiles import DataFile, find_data_files, require_columns, require_text
+from influcoder_ray.tables.json_lines import count_rows
+from influcoder_ray.tables.units import Unit, plan_units
+
+SAMPLED_ROWS = 512
+# Places from which these rows are taken, evenly spread: neighbours in a corpus are often alike.
+_SPOTS = 32
+# JSON Lines whose rows are counted, and of each so many bytes: the others are taken to be as dense.
+_COUNTED_FILES, _COUNTED_BYTES = 8, 4 << 20
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some cells of a file, as they are read, and the row with which they begin."""
+
+    file: DataFile
+    first_row: int
+    cells: Mapping[str, Sequence[Any]]
+
+
+@dataclass(frozen=True)
+class Survey:
+    """A data set's files, their rows, and the rows that were looked at.
+
+    Attributes:
+        file_rows: of each file; of JSON Lines an estimate, unless `counted`.
+        counted: whether the rows are known and not estimated.
+        parts: the rows that were looked at, evenly spread over the files.
+        examples: those of them that can be used.
+        looked_at: how many they were, usable or not.
+    """
+
+    files: tuple[DataFile, ...]
+    file_rows: tuple[int, ...]
+    counted: bool
+    parts: tuple[Part, ...]
+    examples: tuple[Example, ...]
+    looked_at: int
+
+    @property
+    def rows(self) -> int:
+        return sum(self.file_rows)
+
+    @property
+    def usable_rows(self) -> int:
+        """The rows that can be used, if the others are like those that were looked at."""
+        return round(self.rows * len(self.examples) / self.looked_at)
+
+    def units(self, rows_per_unit: int) -> list[int]:
+        """The rows of each unit into which a stage cuts the files."""
+        rows_of = {file.relative: rows for file, rows in zip(self.files, self.file_rows, strict=True)}
+        units = plan_units(self.files, rows_per_unit=rows_per_unit, fingerprint="")
+        return [_rows_of(unit, rows_of) for unit in units]
+
+
+def survey(data: DataSpec, *, setting: str, sampled_rows: int = SAMPLED_ROWS) -> Survey:
+    """Look at a data set without reading it: Parquet by footers, JSON Lines by size, and a few rows of each.
+
+    Args:
+        setting: the setting that holds `data`, for the first words of errors.
+        sampled_rows: how many rows are looked at, about.
+
+    Raises:
+        UserError: the data cannot be used: missing, without the named columns, empty.
+    """
+    files = find_data_files(data.path, setting=f"{setting}.path", identify=False)
+    require_columns(files, data.columns.names, setting=f"{setting}.columns")
+    require_text(files, data.columns.texts, setting=f"{setting}.columns")
+    rows, counted = _rows(files)
+    if not sum(rows):
+        raise UserError(f"{setting}.path: {data.path} holds no rows; give data files with at least some")
+    spots = _spots(files, rows, sampled_rows)
+    whole = sum(rows) <= sampled_rows
+    of_each = sampled_rows if whole else -(-sampled_rows // len(spots))
+    parts = [part for file, group in spots for part in _read(file, group, data, of_each)]
+    found = [
+        examples_from_cells(p.cells, data.columns, relative=p.file.relative, first_row=p.first_row)
+        for p in parts
+    ]
+    examples = tuple(example for usable, _ in found for example in usable)
+    looked_at = len(examples) + sum(len(unusable) for _, unusable in found)
+    if not examples:
+        reason = next((unusable[0].reason for _, unusable in found if unusable), "they are blank")
+        raise UserError(
+            f"{setting}.path: none of {looked_at} rows of {data.path} can be used ({reason}); "
+            f"look at {setting}.columns"
+        )
+    return Survey(tuple(files), tuple(rows), counted, tuple(parts), examples, looked_at)
+
+
+def _rows(files: Sequence[DataFile]) -> tuple[list[int], bool]:
+    """The rows of each file, and whether all of them were counted."""
+    lines = [file for file in files if not file.is_parquet]
+    looked_at = {lines[i * len(lines) // _COUNTED_FILES].relative for i in range(_COUNTED_FILES) if lines}
+    counts = {
+        file.relative: count_rows(file.place, most_bytes=_COUNTED_BYTES)
+        for file in lines
+        if file.relative in looked_at
+    }
+    counted_bytes = sum(count.size_bytes for count in counts.values())
+    rows_per_byte = sum(count.rows for count in counts.values()) / max(1, counted_bytes)
+
+    def rows(file: DataFile) -> int:
+        if file.row_groups is not None:
+            return sum(file.row_groups)
+        count = counts.get(file.relative)
+        if count is not None and count.whole:
+            return count.rows
+        own = count.rows / count.size_bytes if count is not None and count.rows else rows_per_byte
+        return round(file.place.size_bytes() * own)
+
+    known = all(file.relative in counts and counts[file.relative].whole for file in lines)
+    return [rows(file) for file in files], known
+
+
+def _spots(
+    files: Sequence[DataFile], file_rows: Sequence[int], sampled_rows: int
+) -> list[tuple[DataFile, int]]:
+    """Row groups (of JSON Lines the beginning of files) that stand evenly spread among all rows."""
+    all_spots = [
+        (file, group, rows)
+        for file, total in zip(files, file_rows, strict=True)
+        for group, rows in enumerate(file.row_groups if file.row_groups is not None else (total,))
+        if rows
+    ]
+    ends = list(accumulate(rows for _, _, rows in all_spots))
+    if ends[-1] <= sampled_rows:
+        return [(file, group) for file, group, _ in all_spots]
+    chosen, spot = [], 0
+    for i in range(_SPOTS):
+        while ends[spot] <= ends[-1] * (2 * i + 1) / (2 * _SPOTS):
+            spot += 1
+        chosen.append(spot)
+    return [all_spots[spot][:2] for spot in dict.fromkeys(chosen)]
+
+
+def _read(file: DataFile, group: int, data: DataSpec, rows: int) -> list[Part]:
+    """The first cells of a row group, or of JSON Lines."""
+    wanted = rows if file.row_groups is None else min(rows, file.row_groups[group])
+    parts: list[Part] = []
+    for first_row, cells in cells_in_parts(file, data.columns.names, row_group=group, rows_at_once=wanted):
+        some = {name: values[:wanted] for name, values in cells.items()}
+        parts.append(Part(file, first_row, some))
+        wanted -= len(some[data.columns.names[0]])
+        if not wanted:
+            break
+    return parts
+
+
+def _rows_of(unit: Unit, rows_of: Mapping[str, int]) -> int:
+    return rows_of[unit.relative] if unit.rows is None else unit.rows
