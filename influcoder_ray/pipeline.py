@@ -4,13 +4,17 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from influcoder_ray.config import PipelineSettings
 from influcoder_ray.errors import UserError
+from influcoder_ray.stopping import stoppable
 from influcoder_ray.tables.s3 import refuse_unreachable
+
+if TYPE_CHECKING:
+    from influcoder_ray.stages.display import Display
 
 STAGES = ("sample", "sketch", "explore", "distill", "embed", "attribute", "rerank", "evaluate", "report")
 SUMMARY, SETTINGS = "run_summary.json", "settings.yaml"
@@ -42,6 +46,7 @@ def run(
     Raises:
         UserError: a setting or an input cannot be used, or belongs to another run.
         RunFailed: a stage did not finish.
+        Stopped: the process was told to end.
     """
     from influcoder_ray.stages.display import Display
 
@@ -67,19 +72,25 @@ def run(
     (settings.root / SETTINGS).write_whole(settings.to_yaml().encode())
     for stage in stages[: -len(missing)]:
         display.say(f"{stage}: done already")
-    for stage in missing:
-        started = time.monotonic()
-        plan = _module(stage).plan(settings)
-        plan.refuse_other()
-        if plan.is_done():
-            display.say(f"{stage}: done already")
-            continue
-        display.say(f"{stage} ({every.index(stage) + 1} of {len(every)})")
-        manifests = plan.run(display)
-        totals = plan.finish(settings, manifests, time.monotonic() - started)
-        display.say(f"  {_closing_line(stage, totals)}")
-        (settings.root / SUMMARY).write_whole(json.dumps(_summary(settings), indent=2).encode())
+    with stoppable():
+        for stage in missing:
+            _run_stage(settings, stage, every, display)
     return _summary(settings)
+
+
+def _run_stage(settings: PipelineSettings, stage: str, every: Sequence[str], display: "Display") -> None:
+    """Do what is missing of a stage, one of `every` that is wanted."""
+    started = time.monotonic()
+    plan = _module(stage).plan(settings)
+    plan.refuse_other()
+    if plan.is_done():
+        display.say(f"{stage}: done already")
+        return
+    display.say(f"{stage} ({every.index(stage) + 1} of {len(every)})")
+    manifests = plan.run(display)
+    totals = plan.finish(settings, manifests, time.monotonic() - started)
+    display.say(f"  {_closing_line(stage, totals)}")
+    (settings.root / SUMMARY).write_whole(json.dumps(_summary(settings), indent=2).encode())
 
 
 def status(settings: PipelineSettings) -> dict[str, bool]:

@@ -2,16 +2,14 @@
 
 import logging
 import os
-import signal
-import threading
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 
 import ray
 
 from influcoder_ray.config import WorkersSpec
-from influcoder_ray.errors import Stopped, UserError
+from influcoder_ray.errors import UserError
+from influcoder_ray.stopping import listen
 
 _OBJECT_STORE_BYTES = 256 << 20
 
@@ -40,23 +38,8 @@ def connect(address: str | None) -> None:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         # "local": never a cluster that happens to run on this machine.
         ray.init(address="local", include_dashboard=False, object_store_memory=_OBJECT_STORE_BYTES, **common)
-    stop_on_signals()
+    listen()
     quiet_ray_data()
-
-
-def stop_on_signals() -> None:
-    """Let SIGTERM and Ctrl-C end the run with a word on how to go on.
-
-    After `ray.init`, which puts handlers of its own in place.
-    """
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise Stopped(number)
-
-    # Python hands signals to the main thread alone.
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, stop)
 
 
 def quiet_ray_data() -> None:

@@ -1,5 +1,7 @@
 """The distillation as a Ray Train run: workers, restarts, checkpoints."""
 
+import threading
+from concurrent.futures import Future
 from pathlib import Path
 
 import ray
@@ -59,7 +61,7 @@ def train(
             ),
         )
         try:
-            result = trainer.fit()
+            result = _fit(trainer)
         except ray.train.TrainingFailedError as error:
             raise RunFailed(
                 f"distill: training failed {_FAILURES + 1} times, the last time with {_last_line(error)}; "
@@ -76,6 +78,21 @@ def train(
         }
         files[HISTORY] = (Path(folder) / HISTORY).read_bytes()
     return files
+
+
+def _fit(trainer: TorchTrainer) -> ray.train.Result:
+    """Train on a thread of its own: on the main one Ray takes Ctrl-C for itself, and ends with status 0."""
+    outcome: Future[ray.train.Result] = Future()
+
+    def fit() -> None:
+        try:
+            outcome.set_result(trainer.fit())
+        except BaseException as error:  # noqa: BLE001 - raised where the outcome is waited for
+            outcome.set_exception(error)
+
+    # A daemon: a run that is told to stop does not wait for its training.
+    threading.Thread(target=fit, daemon=True).start()
+    return outcome.result()
 
 
 def measure_familiarity(settings: PipelineSettings, encoder: Place) -> bytes:

@@ -1,6 +1,7 @@
 """The pipeline as a submitted job on a real Ray head."""
 
 import hashlib
+import json
 import os
 import shutil
 import socket
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -46,7 +48,10 @@ def dashboard() -> Iterator[str]:
     ]
     try:
         _wait_for(address)
-        nodes += [start_node(f"--address=127.0.0.1:{port}", "--num-cpus=1") for _ in range(2)]
+        for number in (2, 3):
+            # One after the other: two that start at once on one machine get in each other's way.
+            nodes.append(start_node(f"--address=127.0.0.1:{port}", "--num-cpus=1"))
+            _wait_for_nodes(address, number)
         yield address
     finally:
         for node in reversed(nodes):
@@ -94,6 +99,23 @@ def _wait_for(address: str) -> None:
     deadline = time.monotonic() + 120
     while (tried := ray_job(address, "submit", "--", "true")).returncode:
         assert time.monotonic() < deadline, f"no Ray head came up: {tried.stderr[-500:]}"
+        time.sleep(0.5)
+
+
+def _wait_for_nodes(address: str, number: int) -> None:
+    deadline = time.monotonic() + 60
+    while True:
+        listed = subprocess.run(
+            [RAY, "list", "nodes", "--address", address, "--format", "json"],
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        alive = [node for node in json.loads(listed.stdout or "[]") if node["state"] == "ALIVE"]
+        if len(alive) == number:
+            return
+        assert time.monotonic() < deadline, f"{len(alive)} nodes came up: {listed.stderr[-500:]}"
         time.sleep(0.5)
 
 
@@ -179,18 +201,20 @@ def test_a_stopped_job_is_completed_by_the_next_one(
     while len(list(output.glob("_state/sketch/units/*.json"))) < 3:
         assert time.monotonic() < deadline, ray_job(dashboard, "logs", "to-be-stopped").stdout[-3000:]
         time.sleep(0.02)
-    stopped = ray_job(dashboard, "stop", "to-be-stopped")
-    assert stopped.returncode == 0, stopped.stdout + stopped.stderr
-    assert "was stopped" in ray_job(dashboard, "status", "to-be-stopped").stdout
+    # What `ray job stop` sends, without the seconds that its command takes to begin.
+    request = urllib.request.Request(f"{dashboard}/api/jobs/to-be-stopped/stop", method="POST")
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        assert json.loads(answer.read()) == {"stopped": True}
+    while "was stopped" not in (status := ray_job(dashboard, "status", "to-be-stopped").stdout):
+        assert time.monotonic() < deadline, status
     said = ray_job(dashboard, "logs", "to-be-stopped").stdout
     assert "finished units are kept, run the same command again to go on" in said
     ages = {p: p.stat().st_mtime_ns for p in output.glob("_state/sketch/units/*.json")}
     assert 3 <= len(ages) < 60
-    done = submit(dashboard, *arguments)
+    done = submit(dashboard, "jobs/sketch.py", *arguments[1:])
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
-    assert "units are done already" in done.stdout
     assert {p: p.stat().st_mtime_ns for p in ages} == ages
-    for table in ("sample", "sketches", "encoder", "embeddings", "attributions"):
+    for table in ("sample", "sketches"):
         assert file_hashes(output / table) == file_hashes(submitted / table), table
 
 
