@@ -165,6 +165,12 @@ class WorkersSpec(Spec):
     gpus: float | None = Field(
         default=None, ge=0, description="GPUs a worker; one if unset and the cluster has any now."
     )
+    hung_after_seconds: float = Field(
+        default=1800.0,
+        gt=0,
+        description="How long a worker that has work in hand, or loads its models, may give no sign of life "
+        "before it counts as hung, is replaced, and says where it stood.",
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> "WorkersSpec":

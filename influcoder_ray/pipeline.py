@@ -66,9 +66,10 @@ def run(
             check(settings)
     _refuse_unwritable(settings)
     if any(stage not in _WITHOUT_RAY for stage in missing):
-        from influcoder_ray.stages.cluster import connect
+        from influcoder_ray.stages.cluster import connect, refuse_guesswork
 
         connect(address)
+        refuse_guesswork(settings.workers)
     (settings.root / SETTINGS).write_whole(settings.to_yaml().encode())
     for stage in stages[: -len(missing)]:
         display.say(f"{stage}: done already")

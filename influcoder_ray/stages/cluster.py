@@ -6,12 +6,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from influcoder_ray.config import WorkersSpec
+from influcoder_ray.config import ResourceSpec, WorkersSpec
 from influcoder_ray.errors import UserError
 from influcoder_ray.stopping import listen
 
 _OBJECT_STORE_BYTES = 256 << 20
+# Workers that die one after the other while they load, before Ray Data gives up: where machines are cheap,
+# several may go in those minutes.
+_DEATHS_WHILE_LOADING = 10
 
 
 def connect(address: str | None) -> None:
@@ -48,18 +52,20 @@ def quiet_ray_data() -> None:
     context.enable_progress_bars = False
     # Waiting for a GPU node to come up is no hang.
     context.execution_no_progress_timeout_s = -1
+    context.max_consecutive_actor_init_deaths = _DEATHS_WHILE_LOADING
     for name in ("ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
 @dataclass(frozen=True)
 class Reservation:
-    """What each worker of a stage reserves, and how many there may be."""
+    """What each worker of a stage reserves, how many there may be, and how long one may be silent."""
 
     min_workers: int
     max_workers: int
     cpus: float
     gpus: float
+    hung_after_seconds: float
 
     @property
     def threads(self) -> int:
@@ -80,7 +86,40 @@ def reserve(spec: WorkersSpec) -> Reservation:
     default_cpus = 0.0 if gpus else min(cpu_nodes, default=1.0)
     cpus = spec.cpus if spec.cpus is not None else default_cpus
     room = total_gpus / gpus if gpus else sum(cpu_nodes) / cpus if cpus else spec.min
-    return Reservation(spec.min, spec.max or max(spec.min, int(room)), cpus, gpus)
+    most = spec.max or max(spec.min, int(room))
+    return Reservation(spec.min, most, cpus, gpus, spec.hung_after_seconds)
+
+
+def refuse_guesswork(workers: ResourceSpec) -> None:
+    """Refuse settings that leave open what only machines could tell, where there is no machine yet.
+
+    A cluster that has scaled down to nothing starts what it is asked for, and cannot be asked for "what there
+    is".
+
+    Raises:
+        UserError: naming the settings that are to be filled in.
+    """
+    if any(
+        node["Resources"].get(kind, 0) for node in ray.nodes() if node["Alive"] for kind in ("CPU", "GPU")
+    ):
+        return
+    for stage, spec in workers:
+        unset = [name for name in ("gpus", "max") if getattr(spec, name) is None]
+        if unset:
+            raise UserError(
+                f"workers.{stage}.{unset[0]}: unset, and the cluster has no machine yet from which to tell; "
+                f"set {' and '.join(f'workers.{stage}.{name}' for name in unset)} (gpus: 0 for workers "
+                "without GPU)"
+            )
+
+
+def beside_the_driver(kind: type, *arguments: Any) -> Any:
+    """Start an actor of a class on the driver's machine, without which there would be no run anyway.
+
+    On any other it could go with that machine, and the stage with it.
+    """
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(kind).options(num_cpus=0, scheduling_strategy=here).remote(*arguments)
 
 
 def resources() -> dict[str, float]:

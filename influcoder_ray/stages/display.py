@@ -56,7 +56,9 @@ class Display:
         """
         import ray
 
-        board = ray.remote(Board).options(num_cpus=0).remote(total)
+        from influcoder_ray.stages.cluster import beside_the_driver
+
+        board = beside_the_driver(Board, total)
         stop = threading.Event()
         started = time.monotonic()
         thread = threading.Thread(target=self._show, args=(name, unit, board, stop), daemon=True)

@@ -3,6 +3,7 @@
 import threading
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import ray
 import ray.train
@@ -13,13 +14,17 @@ from ray.train.torch import TorchTrainer
 from influcoder_ray.config import PipelineSettings
 from influcoder_ray.encoder.specs import HISTORY
 from influcoder_ray.errors import RunFailed
+from influcoder_ray.stages import casualties
+from influcoder_ray.stages.casualties import Record
 from influcoder_ray.stages.cluster import Reservation, reserve
 from influcoder_ray.stages.display import Display
 from influcoder_ray.stages.work.familiarity import familiarity_file
-from influcoder_ray.stages.work.training import BEST, train_loop
+from influcoder_ray.stages.work.training import BEST, train_loop, training_worker
 from influcoder_ray.tables.place import Place
 
-_FAILURES = 3
+# A machine that goes without notice counts as a failure, and of cheap machines many go.
+_FAILURES = 10
+_LOOK_SECONDS = 2.0
 
 
 def train(
@@ -33,7 +38,7 @@ def train(
         stage: whose record below `_state/` holds the checkpoints.
 
     Raises:
-        RunFailed: training failed again and again.
+        RunFailed: training failed, or hung, again and again.
     """
     reservation = reserve(settings.workers.distill)
     storage = settings.root / "_state" / stage / "train"
@@ -42,6 +47,7 @@ def train(
         filesystem = PyFileSystem(FSSpecHandler(storage.filesystem))
     else:
         Path(storage.path).mkdir(parents=True, exist_ok=True)
+    past = casualties.start()
     with display.stage(stage, None, "steps") as board:
         trainer = TorchTrainer(
             train_loop,
@@ -50,6 +56,8 @@ def train(
                 "seed": seed,
                 "threads": reservation.threads,
                 "board": board,
+                "past": past,
+                "hung_after_seconds": reservation.hung_after_seconds,
             },
             scaling_config=_scaling(reservation),
             run_config=RunConfig(
@@ -61,7 +69,7 @@ def train(
             ),
         )
         try:
-            result = _fit(trainer)
+            result = _fit(trainer, past, reservation.max_workers)
         except ray.train.TrainingFailedError as error:
             raise RunFailed(
                 f"distill: training failed {_FAILURES + 1} times, the last time with {_last_line(error)}; "
@@ -80,8 +88,12 @@ def train(
     return files
 
 
-def _fit(trainer: TorchTrainer) -> ray.train.Result:
-    """Train on a thread of its own: on the main one Ray takes Ctrl-C for itself, and ends with status 0."""
+def _fit(trainer: TorchTrainer, past: Any, workers: int) -> ray.train.Result:
+    """Train on a thread of its own: on the main one Ray takes Ctrl-C for itself, and ends with status 0.
+
+    Raises:
+        RunFailed: a worker hung, and so did the one that came after it.
+    """
     outcome: Future[ray.train.Result] = Future()
 
     def fit() -> None:
@@ -92,7 +104,21 @@ def _fit(trainer: TorchTrainer) -> ray.train.Result:
 
     # A daemon: a run that is told to stop does not wait for its training.
     threading.Thread(target=fit, daemon=True).start()
-    return outcome.result()
+    while True:
+        try:
+            return outcome.result(_LOOK_SECONDS)
+        except TimeoutError:
+            # Raised by the training itself, it would say nothing new for ever.
+            if outcome.done():
+                raise
+        records: list[Record] = ray.get(
+            [past.record.remote(training_worker(rank)) for rank in range(workers)]
+        )
+        hung = [record for record in records if record.set_aside]
+        if hung:
+            raise RunFailed(
+                f"distill: {hung[0].set_aside}; the last checkpoint is kept: run the same command again"
+            )
 
 
 def measure_familiarity(settings: PipelineSettings, encoder: Place) -> bytes:

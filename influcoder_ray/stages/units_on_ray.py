@@ -6,38 +6,26 @@ being read or written meanwhile.
 """
 
 import json
-import threading
-import time
-import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
-import pyarrow as pa
 import ray
 import ray.data
 
 from influcoder_ray.config import PipelineSettings
 from influcoder_ray.errors import RunFailed
+from influcoder_ray.stages import casualties
 from influcoder_ray.stages.cluster import Reservation
 from influcoder_ray.stages.display import Display
-from influcoder_ray.stages.metrics import UnitMetrics
+from influcoder_ray.stages.unit_actor import UnitActor, UnitWork
 from influcoder_ray.tables.fingerprint import Fingerprint
-from influcoder_ray.tables.place import Place
-from influcoder_ray.tables.state import Manifest, Output, StageState
+from influcoder_ray.tables.state import Manifest, StageState
 from influcoder_ray.tables.units import Unit
 
-_ATTEMPTS = 3
-
-
-class UnitWork(Protocol):
-    """What a stage does with a unit; made once an actor, so its constructor loads the models."""
-
-    def read(self, unit: Unit) -> Any:
-        """The unit's rows, from storage."""
-
-    def process(self, unit: Unit, rows: Any, report: Callable[[int], None]) -> Output:
-        """The stage's function; `report` takes the number of rows done since it was last called."""
+# Ray Data holds some ten kilobytes of the driver's memory for every unit that it was given.
+_UNITS_AT_ONCE = 4096
+_MACHINES_LOST = 10
 
 
 @dataclass(frozen=True)
@@ -50,66 +38,14 @@ class WorkPlan:
     arguments: Mapping[str, Any]
 
 
-class UnitActor:
-    """The actor of the pool: reads, computes and commits units, and gives a summary of each."""
-
-    def __init__(
-        self,
-        work: Callable[..., UnitWork],
-        arguments: Mapping[str, Any],
-        state: tuple[str, str, tuple[str, ...]],
-        board: Any,
-    ) -> None:
-        root, stage, tables = state
-        self._work = work(**arguments)
-        self._state = StageState(Place(root), stage, tables)
-        self._board = board
-        self._computing = threading.Lock()
-        self._metrics = UnitMetrics(stage)
-
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        summaries = [self._summary(Unit.from_dict(json.loads(text))) for text in batch["unit"].to_pylist()]
-        return pa.table({"summary": pa.array([json.dumps(s) for s in summaries], pa.string())})
-
-    def _summary(self, unit: Unit) -> dict[str, Any]:
-        for attempt in range(1, _ATTEMPTS + 1):
-            try:
-                self._do(unit)
-                return {"unit_id": unit.unit_id, "error": None}
-            except Exception as error:  # noqa: BLE001 - a unit that keeps failing must not take the others along
-                last = f"{type(error).__name__}: {error}"
-                trace = traceback.format_exc()
-                if attempt < _ATTEMPTS:
-                    time.sleep(2.0 ** (attempt - 1))
-        where = f"{unit.relative}, rows {unit.first_row} on"
-        return {"unit_id": unit.unit_id, "error": f"{where}: {last}", "traceback": trace}
-
-    def _do(self, unit: Unit) -> None:
-        rows = self._work.read(unit)
-        done = 0
-
-        def report(count: int) -> None:
-            nonlocal done
-            done += count
-            self._board.set.remote(unit.unit_id, done)
-
-        with self._computing:
-            started = time.monotonic()
-            output = self._work.process(unit, rows, report)
-            seconds = time.monotonic() - started
-        self._state.commit(unit.unit_id, output, seconds)
-        self._metrics.unit_done(output, seconds)
-        self._board.set.remote(unit.unit_id, output.rows_in)
-
-
 def run_units(
     plan: WorkPlan, fingerprint: Fingerprint, reservation: Reservation, display: Display, unit: str = "rows"
 ) -> dict[str, Manifest]:
     """Do the units that are not done yet; returns the manifests of all of them, by unit.
 
     Raises:
-        RunFailed: some units failed in every attempt; the others are done, and a new run does what is
-            missing.
+        RunFailed: some units could not be done; the others are, and a new run does what is missing. Or the
+            workers could not begin at all.
     """
     plan.state.begin(fingerprint)
     wanted = {u.unit_id: u for u in plan.units}
@@ -121,8 +57,8 @@ def run_units(
         failures = _run(plan, todo, reservation, display, unit)
         if failures:
             raise RunFailed(
-                f"{plan.state.stage}: {len(failures)} of {len(wanted)} units failed {_ATTEMPTS} times each, "
-                f"the first one with {failures[0]['error']}; the others are kept: run the same command again"
+                f"{plan.state.stage}: {len(failures)} of {len(wanted)} units could not be done, the first "
+                f"one being {failures[0]['error']}; the others are kept: run the same command again"
             )
     found = plan.state.manifests()
     missing = wanted.keys() - found.keys()
@@ -148,7 +84,9 @@ def one_unit(
     held = record.manifests().get(unit_id)
     if held is not None:
         return held
-    task = ray.remote(work).options(num_cpus=reservation.cpus, num_gpus=reservation.gpus)
+    task = ray.remote(work).options(
+        num_cpus=reservation.cpus, num_gpus=reservation.gpus, max_retries=_MACHINES_LOST
+    )
     manifest: Manifest = ray.get(task.remote(settings, record, unit_id, reservation.threads))
     return manifest
 
@@ -158,20 +96,50 @@ def _run(
 ) -> list[dict[str, Any]]:
     counts = [u.rows for u in todo]
     total = None if None in counts else sum(c for c in counts if c is not None)
-    state = (plan.state.root.uri, plan.state.stage, plan.state.tables)
-    with display.stage(plan.state.stage, total, unit) as board:
-        items = [{"unit": json.dumps(u.to_dict())} for u in todo]
-        summaries = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+    failures = []
+    past = casualties.start()
+    try:
+        with display.stage(plan.state.stage, total, unit) as board:
+            for summary in _summaries(plan, todo, reservation, board, past):
+                if not summary["error"]:
+                    continue
+                _keep(plan.state, summary)
+                if summary["of_all"]:
+                    raise RunFailed(
+                        f"{plan.state.stage}: {summary['error']}; what is done is kept: once the cause is "
+                        "gone, run the same command again"
+                    )
+                failures.append(summary)
+    finally:
+        ray.kill(past)
+    return failures
+
+
+def _summaries(
+    plan: WorkPlan, todo: Sequence[Unit], reservation: Reservation, board: Any, past: Any
+) -> Iterator[dict[str, Any]]:
+    """Each unit's summary as it comes; an error says whether it is that of all units."""
+    for start in range(0, len(todo), _UNITS_AT_ONCE):
+        units = todo[start : start + _UNITS_AT_ONCE]
+        most = min(reservation.max_workers, len(units))
+        found = ray.data.from_items(
+            [{"unit": json.dumps(u.to_dict())} for u in units], override_num_blocks=len(units)
+        ).map_batches(
             UnitActor,
             fn_constructor_kwargs={
                 "work": plan.work,
                 "arguments": dict(plan.arguments),
-                "state": state,
+                "state": (plan.state.root.uri, plan.state.stage, plan.state.tables),
+                "hung_after_seconds": reservation.hung_after_seconds,
                 "board": board,
+                "past": past,
             },
             compute=ray.data.ActorPoolStrategy(
-                min_size=min(reservation.min_workers, len(todo)),
-                max_size=min(reservation.max_workers, len(todo)),
+                min_size=min(reservation.min_workers, len(units)),
+                max_size=most,
+                # All are asked for at once, and work begins with the first that comes. A pool that grows by
+                # itself asks for one machine more only when the last has come up.
+                initial_size=most,
                 max_concurrent_calls_per_actor=2,
                 enable_true_multi_threading=True,
             ),
@@ -180,11 +148,11 @@ def _run(
             num_cpus=reservation.cpus,
             num_gpus=reservation.gpus or None,
         )
-        read = [json.loads(row["summary"]) for row in summaries.iter_rows()]
-    failures = [summary for summary in read if summary["error"]]
-    for failure in failures:
-        text = json.dumps(failure, indent=2).encode()
-        (
-            plan.state.root / "_state" / plan.state.stage / "failures" / f"{failure['unit_id']}.json"
-        ).write_whole(text)
-    return failures
+        for row in found.iter_rows():
+            yield json.loads(row["summary"])
+
+
+def _keep(state: StageState, failure: Mapping[str, Any]) -> None:
+    """Write down a failure with its stack, for a person to read."""
+    place = state.root / "_state" / state.stage / "failures" / f"{failure['unit_id']}.json"
+    place.write_whole(json.dumps(failure, indent=2).encode())

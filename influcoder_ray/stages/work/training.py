@@ -3,11 +3,12 @@
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import ray
 import ray.train
 from ray.train import Checkpoint
 from ray.train.torch import get_device
@@ -29,21 +30,36 @@ from influcoder_ray.stages.signals import (
     preconditioned,
     read_signals,
 )
+from influcoder_ray.stages.watch import Watch
 from influcoder_ray.stages.work.device import prepare_device
 
 # Inside a checkpoint: the folder of the best encoder so far.
 BEST = "best"
+_TELLING_SECONDS = 30.0
 
 
 def train_loop(config: dict[str, Any]) -> None:
     """What every Ray Train worker runs: epochs, each closed by validation and a checkpoint."""
-    with tempfile.TemporaryDirectory() as scratch:
-        _train(config, Path(scratch))
-
-
-def _train(config: dict[str, Any], scratch: Path) -> None:
-    settings = PipelineSettings.model_validate(config["settings"])
     workers = Workers()
+
+    def tell(worker: str, text: str, stack: str) -> None:
+        ray.get(config["past"].hung.remote(worker, text, stack), timeout=_TELLING_SECONDS)
+
+    watch = Watch(config["hung_after_seconds"], tell)
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        watch.over(training_worker(workers.rank), "training") as sign,
+    ):
+        _train(config, workers, Path(scratch), sign)
+
+
+def training_worker(rank: int) -> str:
+    """What a worker of a training is called among `Casualties`."""
+    return f"training worker {rank}"
+
+
+def _train(config: dict[str, Any], workers: Workers, scratch: Path, sign: Callable[[], None]) -> None:
+    settings = PipelineSettings.model_validate(config["settings"])
     device = prepare_device(config["threads"])
     if device.type == "cuda":
         # Ray Train shows every worker all GPUs of its machine, and tells which one is whose.
@@ -73,7 +89,7 @@ def _train(config: dict[str, Any], scratch: Path) -> None:
     epochs: list[dict[str, Any]] = []
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
-        epochs.append({"epoch": 0, "loss": None} | _agreement(encoder, held_out, exact))
+        epochs.append({"epoch": 0, "loss": None} | _agreement(encoder, held_out, exact, sign))
         encoder.save(best)
     else:
         with checkpoint.as_directory() as held:
@@ -85,12 +101,13 @@ def _train(config: dict[str, Any], scratch: Path) -> None:
         note = f"validation {_figure(epochs[-1]):.3f}, untrained {_figure(epochs[0]):.3f}"
 
         def report(step: int, loss: float, note: str = note) -> None:
+            sign()
             if workers.rank == 0:
                 config["board"].set.remote("steps", step, note, distillation.steps)
 
         report(distillation.steps_done, 0.0)
         loss = distillation.train_epoch(report)
-        epochs.append({"epoch": epoch, "loss": loss} | _agreement(encoder, held_out, exact))
+        epochs.append({"epoch": epoch, "loss": loss} | _agreement(encoder, held_out, exact, sign))
         chosen = best_epoch(epochs, fall_back=settings.distill.fall_back)
         if chosen == epoch:
             shutil.rmtree(best)
@@ -139,9 +156,14 @@ def tokenized(encoder: Encoder, signals: Signals) -> Examples:
 
 
 def _agreement(
-    encoder: Encoder, held_out: Mapping[Side, Sequence[Example]], exact: np.ndarray
+    encoder: Encoder,
+    held_out: Mapping[Side, Sequence[Example]],
+    exact: np.ndarray,
+    sign: Callable[[], None],
 ) -> dict[str, float]:
-    vectors = {side: encoder.embed(examples, side)[0] for side, examples in held_out.items()}
+    vectors = {
+        side: encoder.embed(examples, side, lambda rows: sign())[0] for side, examples in held_out.items()
+    }
     predicted = vectors["queries"] @ vectors["pool"].T
     return {
         "validation_per_query_rho": float(per_query_rho(predicted, exact).mean()),
