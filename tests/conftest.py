@@ -1,10 +1,35 @@
-"""Tiny model folders that whole test runs share; `tiny` is importable because this file lies beside it."""
+"""Tiny model folders that whole test runs share, and how tests are dealt out to processes.
 
+`tiny` is importable because this file lies beside it.
+"""
+
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 from tiny import CHAT_TEMPLATE, build_causal_lm, build_encoder
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
+
+
+class ByWhatTheyShare(LoadScopeScheduling):
+    """Deals out tests by the file, but to one process all that share a finished run, or a cluster."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        if file.startswith("tests/cluster/"):
+            return "the cluster"
+        return "the finished run" if _reads_the_finished_run(self.config.rootpath / file) else file
+
+
+@cache
+def _reads_the_finished_run(file: Path) -> bool:
+    return "finished: PipelineSettings" in file.read_text("utf-8")
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByWhatTheyShare:
+    return ByWhatTheyShare(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)
