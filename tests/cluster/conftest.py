@@ -27,11 +27,11 @@ def whole_cluster(cluster: RayNodes) -> RayNodes:
 def make_file(
     tmp_path_factory: pytest.TempPathFactory, causal_lm_folder: Path, encoder_folder: Path
 ) -> Callable[..., Path]:
-    """Settings files of one tiny problem that differ in their output folder alone."""
+    """Settings files of one tiny problem that differ in their output folder, or in its size."""
     folder = tmp_path_factory.mktemp("problem")
     generator = np.random.default_rng(0)
     words = ["bread", "flour", "river", "stone", "paris", "seven", "eight", "loss"]
-    for name, rows in (("corpus", 60), ("queries", 20)):
+    for name, rows in (("corpus", 60), ("queries", 20), ("large-corpus", 300)):
         texts = [[" ".join(generator.choice(words, 6)) for _ in range(rows)] for _ in range(2)]
         table = pa.table(
             {"id": [f"{name}{i}" for i in range(rows)], "prompt": texts[0], "response": texts[1]}
@@ -39,15 +39,15 @@ def make_file(
         pq.write_table(table, folder / f"{name}.parquet", row_group_size=5)
     columns = {"id": "id", "prompt": "prompt", "response": "response"}
 
-    def make(output: Path) -> Path:
+    def make(output: Path, corpus: str = "corpus", pool: int = 40) -> Path:
         fields = {
             "output": str(output),
-            "corpus": {"path": str(folder / "corpus.parquet"), "columns": columns},
+            "corpus": {"path": str(folder / f"{corpus}.parquet"), "columns": columns},
             "queries": {"path": str(folder / "queries.parquet"), "columns": columns},
             "model": {"path": str(causal_lm_folder), "max_tokens": 32},
             "encoder": {"path": str(encoder_folder), "max_tokens": 48},
             "sketch": {"width": 1024, "rows_per_unit": 1},
-            "sample": {"pool": 40},
+            "sample": {"pool": pool},
             "distill": {"epochs": 3},
             "embed": {"rows_per_unit": 5},
             "evaluate": {"fidelity_examples": 4},

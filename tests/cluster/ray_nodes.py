@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import psutil
 
@@ -39,7 +39,7 @@ class RayNodes:
             f"--dashboard-port={dashboard_port}",
         )
         self.workers: list[Process] = []
-        self._wait_for_head()
+        wait_for_head(self.dashboard)
 
     def restore(self) -> None:
         """Have two worker nodes again."""
@@ -79,28 +79,34 @@ class RayNodes:
                 os.killpg(node.pid, 9)
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _wait_for_head(self) -> None:
-        """Until a job can be submitted: the dashboard answers before its node's agent can start any."""
-        deadline = time.monotonic() + 120
-        while (tried := ray_job(self.dashboard, "submit", "--", "true")).returncode:
-            assert time.monotonic() < deadline, f"no Ray head came up: {tried.stderr[-500:]}"
-            time.sleep(0.5)
-
     def _wait_for_nodes(self, number: int) -> None:
         deadline = time.monotonic() + 90
         while True:
-            listed = subprocess.run(
-                [RAY, "list", "nodes", "--address", self.dashboard, "--format", "json"],
-                env=environment(),
-                capture_output=True,
-                text=True,
-                timeout=60,
-            )
-            alive = [node for node in json.loads(listed.stdout or "[]") if node["state"] == "ALIVE"]
+            alive = living_nodes(self.dashboard)
             if len(alive) == number:
                 return
-            assert time.monotonic() < deadline, f"{len(alive)} nodes are up: {listed.stderr[-500:]}"
+            assert time.monotonic() < deadline, f"{len(alive)} nodes are up, not {number}"
             time.sleep(0.5)
+
+
+def wait_for_head(dashboard: str) -> None:
+    """Until a job can be submitted: the dashboard answers before its node's agent can start any."""
+    deadline = time.monotonic() + 120
+    while (tried := ray_job(dashboard, "submit", "--", "true")).returncode:
+        assert time.monotonic() < deadline, f"no Ray head came up: {tried.stderr[-500:]}"
+        time.sleep(0.5)
+
+
+def living_nodes(dashboard: str) -> list[dict[str, Any]]:
+    """What Ray knows of each node that is up, the head among them."""
+    listed = subprocess.run(
+        [RAY, "list", "nodes", "--address", dashboard, "--format", "json"],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    return [node for node in json.loads(listed.stdout or "[]") if node["state"] == "ALIVE"]
 
 
 def processes(title: str, node: Process) -> list[psutil.Process]:
