@@ -95,19 +95,30 @@ class Place:
     def read_bytes(self) -> bytes:
         return self._asked(lambda: cast(bytes, self.filesystem.cat_file(self.path)))
 
+    def read_if_there(self) -> bytes | None:
+        """The file's bytes, or None where there is no file: one request, where asking first takes two."""
+        try:
+            return self.read_bytes()
+        except FileNotFoundError:
+            return None
+
     def copy_to(self, target: Path) -> None:
         """Copy the file to this machine, in place of what had the name there."""
         self._asked(lambda: self.filesystem.get_file(self.path, str(target)))
 
     def files(self) -> list[FileEntry]:
-        """Every file below this folder in order of its path; empty where there is no folder.
+        """Every file below this folder in order of its path; empty where there is none, or a file.
 
         Names with a part that begins with a dot are left out: a write that was cut off leaves such
         a name, and nothing else does.
         """
         root = self.path.rstrip("/") + "/"
         found = self._asked(self._found)
-        entries = (FileEntry(name.removeprefix(root), int(info["size"])) for name, info in found.items())
+        entries = (
+            FileEntry(name.removeprefix(root), int(info["size"]))
+            for name, info in found.items()
+            if name.startswith(root)
+        )
         return sorted(
             (e for e in entries if not any(part.startswith(".") for part in e.relative.split("/"))),
             key=lambda e: e.relative,
@@ -162,10 +173,10 @@ class Place:
             raise Unfinished(f"{self.uri} was removed and is still there")
 
     def _found(self) -> dict[str, Any]:
-        filesystem = self._fresh()
-        if not filesystem.exists(self.path):
+        try:
+            return cast(dict[str, Any], self._fresh().find(self.path, detail=True))
+        except FileNotFoundError:
             return {}
-        return cast(dict[str, Any], filesystem.find(self.path, detail=True))
 
     def _asked(self, action: Callable[[], T]) -> T:
         """What an action comes to: once on a disk, whose faults do not pass, patiently elsewhere."""

@@ -33,6 +33,8 @@ def test_a_write_puts_the_bytes_there_and_replaces_what_had_the_name(folder: Pla
     assert folder.is_folder()
     assert not place.is_folder()
     assert folder.files() == [FileEntry("a/b.bin", 6)]
+    assert place.files() == []
+    assert (place.read_if_there(), (folder / "a/c.bin").read_if_there()) == (b"second", None)
     with place.open() as stream:
         stream.seek(3)
         assert stream.read() == b"ond"
