@@ -1,5 +1,6 @@
 """A folder or file, on a local disk or an object store, named by its URI."""
 
+import errno
 import glob as globbing
 import os
 import uuid
@@ -12,11 +13,13 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.spec import AbstractBufferedFile
 
-from influcoder_ray.errors import UserError
+from influcoder_ray.errors import NoRoom, UserError
 from influcoder_ray.tables.patience import Unfinished, patiently
 from influcoder_ray.tables.s3 import holds_credentials, is_s3, s3_options
 
 T = TypeVar("T")
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -138,27 +141,22 @@ class Place:
 
         On a local disk: a hidden temporary name, sync, rename, sync of the folder. On an object
         store: one put (or one completed multipart upload), invisible until it is complete.
+
+        Raises:
+            NoRoom: the disk, or the quota on it, is full; what had the name is as it was.
         """
         if not self.is_local:
             self._asked(lambda: self.filesystem.pipe_file(self.path, data))
             return
-        target = Path(self.path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
         try:
-            with temporary.open("wb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.replace(target)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        folder = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+            _replace(Path(self.path), data)
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            raise NoRoom(
+                f"{self.uri}: there is no room for it on the disk ({error.strerror}); make some, then run "
+                "the same command again: what is finished is kept"
+            ) from error
 
     def remove(self) -> None:
         """Remove the file or folder if it is there, with all that is in it."""
@@ -191,6 +189,26 @@ class Place:
         filesystem = self.filesystem
         filesystem.invalidate_cache()
         return filesystem
+
+
+def _replace(target: Path, data: bytes) -> None:
+    """Put a file on a disk, or leave what had its name; a write that fails leaves no temporary file."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def _patient_ranges(fetch: Callable[[int, int], bytes]) -> Callable[[int, int], bytes]:
