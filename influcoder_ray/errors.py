@@ -16,6 +16,10 @@ class RunFailed(Exception):
     exit_status = 1
 
 
+class NoRoom(RunFailed):
+    """A disk, or what one person may use of it, is full: trying again fills nothing but time."""
+
+
 class Stopped(BaseException):
     """Somebody asked the process to end: Ctrl-C, `ray job stop`, a machine that is going away.
 

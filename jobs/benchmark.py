@@ -1,8 +1,9 @@
-"""Measure a part of this package beside what people would use without it.
+"""Measure a part of this package beside what people would use without it, or beside the ideal.
 
 python jobs/benchmark.py gradients --model MODEL_FOLDER --rows rows.parquet --json gradients.json
+python jobs/benchmark.py units --json units.json
 
-Needs no Ray: it runs on a bare machine, with a GPU or without.
+`units` starts Ray, or joins a cluster; the others run on a bare machine, with a GPU or without.
 """
 
 import argparse
@@ -14,16 +15,16 @@ from pathlib import Path
 # It runs from a checkout, beside the package, which need not be installed.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import gradients
+from benchmarks import gradients, units
 
 from influcoder_ray.cli import exit_status_of
 
-BENCHMARKS = {"gradients": gradients}
+BENCHMARKS = {"gradients": gradients, "units": units}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the named benchmark; returns the exit status of the outcome."""
-    parser = argparse.ArgumentParser(description="Measure a part of influcoder-ray beside its peers.")
+    parser = argparse.ArgumentParser(description="Measure a part of influcoder-ray.")
     benchmarks = parser.add_subparsers(dest="benchmark", required=True)
     for name, benchmark in BENCHMARKS.items():
         title = benchmark.TITLE

@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 import pyarrow as pa
 import ray
 
-from influcoder_ray.errors import RunFailed, UserError
+from influcoder_ray.errors import NoRoom, RunFailed, UserError
 from influcoder_ray.stages.casualties import LOADING, Record
 from influcoder_ray.stages.metrics import UnitMetrics
 from influcoder_ray.stages.watch import Watch
@@ -76,7 +76,7 @@ class UnitActor:
         """The work, or what keeps it from being made in every attempt."""
         past: Record = ray.get(self._past.record.remote(LOADING))
         if past.set_aside:
-            return _Fault(f"workers cannot begin: {past.set_aside}", past.stack, of_all=True)
+            return _cannot_begin(past.set_aside, past.stack)
 
         def make() -> UnitWork:
             with self._watch.over(LOADING, "loading"):
@@ -84,7 +84,7 @@ class UnitActor:
 
         made = _tried(make)
         if isinstance(made, _Fault):
-            return _Fault(f"workers cannot begin: {made.text}", made.stack, of_all=True)
+            return _cannot_begin(made.text, made.stack)
         return made
 
     def _summary(self, unit: Unit) -> dict[str, Any]:
@@ -147,11 +147,19 @@ class _Fault:
     of_all: bool = False
 
 
+def _cannot_begin(text: str, stack: str) -> _Fault:
+    how_on = "what is done is kept: once the cause is gone, run the same command again"
+    return _Fault(f"workers cannot begin: {text}; {how_on}", stack, of_all=True)
+
+
 def _tried(action: Callable[[], T]) -> T | _Fault:
     """What an action gives, tried again where a fault may pass."""
     for attempt in range(1, _ATTEMPTS + 1):
         try:
             return action()
+        except NoRoom as error:
+            # No stack: there is no room to write it down.
+            return _Fault(str(error), "", of_all=True)
         except (UserError, RunFailed) as error:
             # Said by code that knows: to try again would say the same.
             return _Fault(str(error), traceback.format_exc())

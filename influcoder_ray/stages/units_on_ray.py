@@ -103,12 +103,10 @@ def _run(
             for summary in _summaries(plan, todo, reservation, board, past):
                 if not summary["error"]:
                     continue
-                _keep(plan.state, summary)
+                if summary["stack"] or not summary["of_all"]:
+                    _keep(plan.state, summary)
                 if summary["of_all"]:
-                    raise RunFailed(
-                        f"{plan.state.stage}: {summary['error']}; what is done is kept: once the cause is "
-                        "gone, run the same command again"
-                    )
+                    raise RunFailed(f"{plan.state.stage}: {summary['error']}")
                 failures.append(summary)
     finally:
         ray.kill(past)

@@ -1,5 +1,6 @@
 """A folder or file, on a local disk or an object store, named by its URI."""
 
+import errno
 import glob as globbing
 import os
 import uuid
@@ -12,11 +13,13 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.spec import AbstractBufferedFile
 
-from influcoder_ray.errors import UserError
+from influcoder_ray.errors import NoRoom, UserError
 from influcoder_ray.tables.patience import Unfinished, patiently
 from influcoder_ray.tables.s3 import holds_credentials, is_s3, s3_options
 
 T = TypeVar("T")
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -95,19 +98,30 @@ class Place:
     def read_bytes(self) -> bytes:
         return self._asked(lambda: cast(bytes, self.filesystem.cat_file(self.path)))
 
+    def read_if_there(self) -> bytes | None:
+        """The file's bytes, or None where there is no file: one request, where asking first takes two."""
+        try:
+            return self.read_bytes()
+        except FileNotFoundError:
+            return None
+
     def copy_to(self, target: Path) -> None:
         """Copy the file to this machine, in place of what had the name there."""
         self._asked(lambda: self.filesystem.get_file(self.path, str(target)))
 
     def files(self) -> list[FileEntry]:
-        """Every file below this folder in order of its path; empty where there is no folder.
+        """Every file below this folder in order of its path; empty where there is none, or a file.
 
         Names with a part that begins with a dot are left out: a write that was cut off leaves such
         a name, and nothing else does.
         """
         root = self.path.rstrip("/") + "/"
         found = self._asked(self._found)
-        entries = (FileEntry(name.removeprefix(root), int(info["size"])) for name, info in found.items())
+        entries = (
+            FileEntry(name.removeprefix(root), int(info["size"]))
+            for name, info in found.items()
+            if name.startswith(root)
+        )
         return sorted(
             (e for e in entries if not any(part.startswith(".") for part in e.relative.split("/"))),
             key=lambda e: e.relative,
@@ -127,27 +141,22 @@ class Place:
 
         On a local disk: a hidden temporary name, sync, rename, sync of the folder. On an object
         store: one put (or one completed multipart upload), invisible until it is complete.
+
+        Raises:
+            NoRoom: the disk, or the quota on it, is full; what had the name is as it was.
         """
         if not self.is_local:
             self._asked(lambda: self.filesystem.pipe_file(self.path, data))
             return
-        target = Path(self.path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
         try:
-            with temporary.open("wb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.replace(target)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        folder = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+            _replace(Path(self.path), data)
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            raise NoRoom(
+                f"{self.uri}: there is no room for it on the disk ({error.strerror}); make some, then run "
+                "the same command again: what is finished is kept"
+            ) from error
 
     def remove(self) -> None:
         """Remove the file or folder if it is there, with all that is in it."""
@@ -162,10 +171,10 @@ class Place:
             raise Unfinished(f"{self.uri} was removed and is still there")
 
     def _found(self) -> dict[str, Any]:
-        filesystem = self._fresh()
-        if not filesystem.exists(self.path):
+        try:
+            return cast(dict[str, Any], self._fresh().find(self.path, detail=True))
+        except FileNotFoundError:
             return {}
-        return cast(dict[str, Any], filesystem.find(self.path, detail=True))
 
     def _asked(self, action: Callable[[], T]) -> T:
         """What an action comes to: once on a disk, whose faults do not pass, patiently elsewhere."""
@@ -180,6 +189,26 @@ class Place:
         filesystem = self.filesystem
         filesystem.invalidate_cache()
         return filesystem
+
+
+def _replace(target: Path, data: bytes) -> None:
+    """Put a file on a disk, or leave what had its name; a write that fails leaves no temporary file."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def _patient_ranges(fetch: Callable[[int, int], bytes]) -> Callable[[int, int], bytes]:

@@ -1,14 +1,16 @@
 """What a stage has done: its fingerprint, a manifest for each unit, and its closing totals.
 
 Everything lies under `<output>/_state/<stage>/`, so the tables themselves are folders of Parquet
-and nothing else. A reader reads the files that manifests name, and no others.
+and nothing else. A reader reads the files that manifests name, and no others. A stage that is finished
+has its manifests in one file too, so that reading them takes as long for many units as for few.
 """
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,42 +20,14 @@ from influcoder_ray.errors import RunFailed, UserError
 from influcoder_ray.tables import schemas
 from influcoder_ray.tables.datafiles import DataFile
 from influcoder_ray.tables.fingerprint import Fingerprint, digest_of
+from influcoder_ray.tables.manifests import CommittedFile, Manifest, pack, unpack
 from influcoder_ray.tables.place import Place
 
+__all__ = ["CommittedFile", "Manifest", "Output", "StageState", "parquet_bytes", "quarantine_table"]
+
 _THREADS = 16
+_TOTALS, _PACKED = "totals.json", "manifests.jsonl.zst"
 _QUARANTINE = "quarantine"
-
-
-@dataclass(frozen=True)
-class CommittedFile:
-    """A file that a manifest vouches for; `path` is relative to the output folder."""
-
-    table: str
-    path: str
-    rows: int
-    size_bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What one unit came to. `counters` are sums over rows (tokens, truncated, ...)."""
-
-    unit_id: str
-    rows_in: int
-    rows_out: int
-    rows_quarantined: int
-    seconds: float
-    files: tuple[CommittedFile, ...]
-    counters: Mapping[str, float] = field(default_factory=dict)
-
-    def to_json(self) -> bytes:
-        return json.dumps(asdict(self), sort_keys=True).encode()
-
-    @staticmethod
-    def from_json(data: bytes) -> "Manifest":
-        fields = json.loads(data)
-        return Manifest(**{**fields, "files": tuple(CommittedFile(**f) for f in fields["files"])})
 
 
 @dataclass(frozen=True)
@@ -89,8 +63,8 @@ class StageState:
 
     def fingerprint(self) -> Fingerprint | None:
         """The fingerprint that the folder holds, if it holds one."""
-        place = self._folder / "fingerprint.json"
-        return Fingerprint.from_json(place.read_bytes()) if place.exists() else None
+        held = (self._folder / "fingerprint.json").read_if_there()
+        return None if held is None else Fingerprint.from_json(held)
 
     def finished(self) -> Fingerprint:
         """The fingerprint of the finished stage.
@@ -125,9 +99,13 @@ class StageState:
         )
 
     def begin(self, fingerprint: Fingerprint) -> None:
-        """Record the fingerprint before the first unit is committed; drop what an older one left."""
+        """Record the fingerprint before the first unit is committed; drop what an older one left.
+
+        A finished stage is open again: its units may be done anew, and the closing record would not know.
+        """
         held = self.fingerprint()
         if held is not None and held.digest == fingerprint.digest:
+            (self._folder / _TOTALS).remove()
             return
         for path in self._quarantine_sizes():
             (self.root / path).remove()
@@ -136,15 +114,7 @@ class StageState:
 
     def manifests(self) -> dict[str, Manifest]:
         """The manifests whose files are all there in the size that they vouch for, by unit."""
-        names = [e.relative for e in (self._folder / "units").files()]
-        with ThreadPoolExecutor(_THREADS) as threads:
-            read = list(
-                threads.map(lambda n: Manifest.from_json((self._folder / "units" / n).read_bytes()), names)
-            )
-        sizes = self._sizes()
-        return {
-            m.unit_id: m for m in read if all(sizes.get(file.path) == file.size_bytes for file in m.files)
-        }
+        return self._whole(self._written(self._closing()))
 
     def commit(self, unit_id: str, output: Output, seconds: float) -> Manifest:
         """Write a unit's tables whole, then the manifest that vouches for them.
@@ -190,31 +160,37 @@ class StageState:
             committed.append(CommittedFile(table, path, 0, len(data), hashlib.sha256(data).hexdigest()))
         return self._vouch(Manifest(unit_id, 0, 0, 0, seconds, tuple(committed), dict(counters)))
 
-    def finish(self, unit_ids: Iterable[str], totals: Mapping[str, float]) -> None:
-        """Record that every unit is done, with the stage's totals."""
-        record = {"units": digest_of(sorted(unit_ids)), "totals": dict(totals)}
-        (self._folder / "totals.json").write_whole(json.dumps(record, sort_keys=True).encode())
+    def finish(self, manifests: Mapping[str, Manifest], totals: Mapping[str, float]) -> None:
+        """Record that every unit is done: their manifests in one file, then the totals that vouch for it."""
+        data = pack(manifests.values())
+        (self._folder / _PACKED).write_whole(data)
+        record = {
+            "units": digest_of(sorted(manifests)),
+            "totals": dict(totals),
+            "manifests": hashlib.sha256(data).hexdigest(),
+        }
+        (self._folder / _TOTALS).write_whole(json.dumps(record, sort_keys=True).encode())
 
     def totals(self) -> dict[str, float] | None:
         """The totals of the finished stage, or None."""
-        place = self._folder / "totals.json"
-        return dict(json.loads(place.read_bytes())["totals"]) if place.exists() else None
+        closing = self._closing()
+        return None if closing is None else dict(closing["totals"])
 
     def is_done(self, fingerprint: Fingerprint, unit_ids: Sequence[str]) -> bool:
         """Whether the stage is finished with this fingerprint, these units, and every file in place."""
-        held, place = self.fingerprint(), self._folder / "totals.json"
-        if held is None or held.digest != fingerprint.digest or not place.exists():
+        held, closing = self.fingerprint(), self._closing()
+        if held is None or held.digest != fingerprint.digest or closing is None:
             return False
-        if json.loads(place.read_bytes())["units"] != digest_of(sorted(unit_ids)):
+        if closing["units"] != digest_of(sorted(unit_ids)):
             return False
-        return set(unit_ids) <= self.manifests().keys()
+        return set(unit_ids) <= self._whole(self._written(closing)).keys()
 
     def is_complete(self) -> bool:
         """Whether the stage was finished, with whatever settings, and every file is still in place."""
-        place = self._folder / "totals.json"
-        return place.exists() and json.loads(place.read_bytes())["units"] == digest_of(
-            sorted(self.manifests())
-        )
+        closing = self._closing()
+        if closing is None:
+            return False
+        return bool(closing["units"] == digest_of(sorted(self._whole(self._written(closing)))))
 
     def files(self, table: str) -> list[CommittedFile]:
         """The files of a table that manifests vouch for, in order of unit id."""
@@ -224,19 +200,25 @@ class StageState:
         ]
 
     def data_files(self, table: str) -> list[DataFile]:
-        """The same files as the input of a later stage; their identity is their checksum."""
+        """The same files as the input of a later stage; their identity is their checksum.
 
-        def inspect(file: CommittedFile) -> DataFile:
-            place = self.root / file.path
-            with place.open() as stream:
-                footer = pq.ParquetFile(stream).metadata
-            groups = tuple(footer.row_group(i).num_rows for i in range(footer.num_row_groups))
-            return DataFile(
-                place, file.path, file.sha256[:32], groups, tuple(footer.schema.to_arrow_schema().names)
-            )
+        One footer is read, for the columns that all files of a table share, and those of files whose row
+        groups no manifest tells.
+        """
+        files = self.files(table)
+        if not files:
+            return []
+        columns = tuple(self._footer(files[0]).schema.to_arrow_schema().names)
+
+        def described(file: CommittedFile) -> DataFile:
+            groups = file.row_groups
+            if groups is None:
+                footer = self._footer(file)
+                groups = tuple(footer.row_group(i).num_rows for i in range(footer.num_row_groups))
+            return DataFile(self.root / file.path, file.path, file.sha256[:32], groups, columns)
 
         with ThreadPoolExecutor(_THREADS) as threads:
-            return list(threads.map(inspect, self.files(table)))
+            return list(threads.map(described, files))
 
     def read(
         self,
@@ -263,6 +245,41 @@ class StageState:
                 rows = pq.ParquetFile(stream).read(columns=list(fields.names))
             yield (rows if where is None else rows.filter(where)).cast(fields)
 
+    def _footer(self, file: CommittedFile) -> pq.FileMetaData:
+        with (self.root / file.path).open() as stream:
+            return pq.ParquetFile(stream).metadata
+
+    def _closing(self) -> dict[str, Any] | None:
+        """The closing record of the finished stage, or None."""
+        held = (self._folder / _TOTALS).read_if_there()
+        return None if held is None else dict(json.loads(held))
+
+    def _written(self, closing: Mapping[str, Any] | None) -> list[Manifest]:
+        """Every manifest that was written: out of one file, where a closing record vouches for that.
+
+        The file is a copy. Where it is gone, damaged, or of a version that wrote none, the manifests
+        themselves are read.
+        """
+        if closing is not None and "manifests" in closing:
+            data = (self._folder / _PACKED).read_if_there()
+            if data is not None and hashlib.sha256(data).hexdigest() == closing["manifests"]:
+                return unpack(data)
+        units = self._folder / "units"
+        names = [entry.relative for entry in units.files()]
+        with ThreadPoolExecutor(_THREADS) as threads:
+            return list(threads.map(lambda name: Manifest.from_json((units / name).read_bytes()), names))
+
+    def _whole(self, manifests: Sequence[Manifest]) -> dict[str, Manifest]:
+        """Those of which every file is there in the size that they vouch for, by unit."""
+        sizes = self._table_sizes()
+        if any(file.table == _QUARANTINE for manifest in manifests for file in manifest.files):
+            sizes |= self._quarantine_sizes()
+        return {
+            manifest.unit_id: manifest
+            for manifest in manifests
+            if all(sizes.get(file.path) == file.size_bytes for file in manifest.files)
+        }
+
     def _vouch(self, manifest: Manifest) -> Manifest:
         (self._folder / "units" / f"{manifest.unit_id}.json").write_whole(manifest.to_json())
         return manifest
@@ -274,19 +291,20 @@ class StageState:
             rows.replace_schema_metadata({**(rows.schema.metadata or {}), **note}), rows_per_group
         )
         (self.root / path).write_whole(data)
-        return CommittedFile(table, path, rows.num_rows, len(data), hashlib.sha256(data).hexdigest())
-
-    def _sizes(self) -> dict[str, int]:
-        """The sizes of the files that this stage has written, by path below the output folder."""
-        return self._table_sizes() | self._quarantine_sizes()
+        digest = hashlib.sha256(data).hexdigest()
+        return CommittedFile(table, path, rows.num_rows, len(data), digest, rows_per_group)
 
     def _table_sizes(self) -> dict[str, int]:
+        """The sizes of the files that this stage has written, by path below the output folder.
+
+        Each table is listed once, which takes a request for a thousand names on S3.
+        """
         sizes = {}
         for table in self.tables:
             place = self.root / table
-            if place.is_folder():
-                sizes.update({f"{table}/{e.relative}": e.size_bytes for e in place.files()})
-            elif place.exists():
+            found = place.files()
+            sizes.update({f"{table}/{entry.relative}": entry.size_bytes for entry in found})
+            if not found and place.exists() and not place.is_folder():
                 sizes[table] = place.size_bytes()
         return sizes
 

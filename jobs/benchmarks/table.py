@@ -48,3 +48,37 @@ def show_gradients(figures: dict[str, Any]) -> None:
         console.print(f"the sketch takes {figures['sketch_share']:.1%} of our time")
     if bergson is None:
         console.print(f"bergson: {figures['bergson_note']}", markup=False)
+
+
+def show_units(figures: dict[str, Any]) -> None:
+    """Print what the benchmark of units found."""
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    table = Table(
+        title=f"{figures['units']:,} units of {figures['sleep_seconds']:g} s of sleep on "
+        f"{figures['actors']} actors"
+    )
+    table.add_column("figure")
+    table.add_column("while all actors were up", justify="right")
+    table.add_column("start-up included", justify="right")
+    table.add_row(
+        "share of the ideal throughput",
+        f"{figures['share_of_ideal']:.1%}",
+        f"{figures['share_of_ideal_with_start_up']:.1%}",
+    )
+    table.add_row(
+        "two workers over one",
+        f"{figures['two_workers_over_one']:.2f}",
+        f"{figures['two_workers_over_one_with_start_up']:.2f}",
+    )
+    table.add_row(
+        "units a second",
+        f"{figures['units_per_second']:.2f}",
+        f"{figures['units'] / figures['wall_seconds']:.2f}",
+    )
+    console.print(table)
+    held, plan = figures["driver_bytes_per_planned_unit"], figures["driver_bytes_per_unit_of_plan"]
+    memory = "unknown" if held is None else f"{held:,.0f} bytes a unit, the plan itself {plan:,.0f}"
+    console.print(
+        f"{figures['planned_units']:,} units are planned in {figures['seconds_to_plan']:.1f} s; "
+        f"driver memory: {memory} (run for {figures['memory_seconds']:g} s)"
+    )

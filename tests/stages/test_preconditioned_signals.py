@@ -102,8 +102,8 @@ def _write_tables(settings: PipelineSettings, unlike: str, sampled_by: int = 0) 
 
 def _finish(state: StageState, tables: dict[str, pa.Table], seed: int) -> None:
     state.begin(Fingerprint({"stage": state.stage, "seed": seed}))
-    state.commit("unit", Output(tables, rows_in=0, rows_out=0), 0.0)
-    state.finish(["unit"], {})
+    manifest = state.commit("unit", Output(tables, rows_in=0, rows_out=0), 0.0)
+    state.finish({"unit": manifest}, {})
 
 
 MIXED = {"preconditioner": "mixed_hessian", "mixing": 0.7, "damping": 0.3}
@@ -213,9 +213,11 @@ def distilled(settings: PipelineSettings) -> PipelineSettings:
     """The same settings; their output folder holds a finished distillation by them."""
     plan = distill.plan(settings)
     plan.state.begin(plan.fingerprint)
-    for unit in plan.unit_ids:
-        plan.state.commit_files(unit, {"encoder/config.json": b"{}"}, seconds=0.0, counters={})
-    plan.state.finish(plan.unit_ids, {})
+    files = {"encoder/config.json": b"{}"}
+    manifests = {
+        unit: plan.state.commit_files(unit, files, seconds=0.0, counters={}) for unit in plan.unit_ids
+    }
+    plan.state.finish(manifests, {})
     return settings
 
 
@@ -261,6 +263,7 @@ def test_the_audit_looks_at_the_splits_that_training_reads(make: MakeSettings) -
     schema = schemas.sketches(WIDTH, "float16")
     rows = record.read("sketches/pool", schema, where=pc.field("split") == "test")[:2]
     leaked = rows.set_column(rows.schema.get_field_index("split"), schema.field("split"), [["train"] * 2])
+    record.begin(record.finished())
     record.commit("leak", Output({"sketches/pool": leaked}, rows_in=0, rows_out=0), 0.0)
     trained = {e.content_hash for e in read_signals(settings, "pool", "train").examples}
     assert trained > set(rows["content_hash"].to_pylist())

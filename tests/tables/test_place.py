@@ -1,5 +1,6 @@
 """Places: what is written is whole or not there, and what was cut off is never taken for data."""
 
+import errno
 import os
 import pickle
 import stat
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from influcoder_ray.errors import NoRoom
 from influcoder_ray.tables.place import FileEntry, Place
 
 
@@ -33,6 +35,8 @@ def test_a_write_puts_the_bytes_there_and_replaces_what_had_the_name(folder: Pla
     assert folder.is_folder()
     assert not place.is_folder()
     assert folder.files() == [FileEntry("a/b.bin", 6)]
+    assert place.files() == []
+    assert (place.read_if_there(), (folder / "a/c.bin").read_if_there()) == (b"second", None)
     with place.open() as stream:
         stream.seek(3)
         assert stream.read() == b"ond"
@@ -46,14 +50,35 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_stray(
     place = Place(str(tmp_path / "x.parquet"))
     place.write_whole(b"good")
 
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(os if step == "fsync" else Path, step, full)
-    with pytest.raises(OSError, match="No space left"):
+    monkeypatch.setattr(os if step == "fsync" else Path, step, fail)
+    with pytest.raises(OSError, match="Input/output error"):
         place.write_whole(b"bad" * 1000)
     assert place.read_bytes() == b"good"
     assert os.listdir(tmp_path) == ["x.parquet"]  # noqa: PTH208 - hidden names too
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize("step", ["mkdir", "open", "fsync"])
+def test_a_full_disk_or_quota_is_named_in_one_line_with_the_file_that_found_no_room(
+    step: str, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prevents a traceback where a person has to make room, and two more attempts at filling a full disk."""
+    place = Place(str(tmp_path / "embeddings/x.parquet"))
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os if step == "fsync" else Path, step, full)
+    with pytest.raises(NoRoom) as failed:
+        place.write_whole(b"data")
+    assert str(failed.value).startswith(f"{place.uri}: there is no room for it on the disk (")
+    assert "\n" not in str(failed.value)
+    assert failed.value.exit_status == 1
+    monkeypatch.undo()
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 def test_a_failing_put_on_an_object_store_leaves_the_old_object(monkeypatch: pytest.MonkeyPatch) -> None:

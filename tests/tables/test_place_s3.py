@@ -1,11 +1,14 @@
 """The same promises on S3, against a server of this process."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import boto3  # type: ignore[import-untyped]
 import pyarrow as pa
 import pytest
 import s3fs
+from faulty_s3 import FaultyS3
 from moto.server import ThreadedMotoServer
 
 from influcoder_ray.tables.cells import read_cells
@@ -79,9 +82,42 @@ def test_on_s3_a_stage_finds_reads_commits_and_reads_back(bucket: Place) -> None
         words = pa.table({"text": pa.array(read_cells(unit, ["text"])["text"], pa.string())})
         state.commit(unit.unit_id, Output({"words": words}, words.num_rows, words.num_rows), 0.0)
     ids = [unit.unit_id for unit in units]
-    state.finish(ids, {})
+    state.finish(state.manifests(), {})
     assert sorted(state.read("words", table.schema)["text"].to_pylist()) == ["a", "a", "b", "b", "c", "c"]
     assert state.is_done(fingerprint, ids)
     (bucket / f"out/words/{ids[0]}.parquet").remove()
     assert not state.is_done(fingerprint, ids)
     assert state.manifests().keys() == set(ids[1:])
+
+
+def test_on_s3_recognising_a_finished_stage_takes_no_more_requests_for_more_units(
+    bucket: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prevents minutes of reading, once for every stage that follows, where a stage had 100,000 units."""
+    fingerprint = Fingerprint({"stage": "s"})
+    words = pa.table({"text": ["a", "b", "c"]})
+    asked: dict[int, list[int]] = {}
+    for count in (2, 20):
+        state = StageState(bucket / f"of-{count}", "s", ["words"])
+        state.begin(fingerprint)
+        ids = [f"u{number:02}" for number in range(count)]
+        manifests = {unit: state.commit(unit, Output({"words": words}, 3, 3), 0.0) for unit in ids}
+        state.finish(manifests, {})
+        with FaultyS3(os.environ["AWS_ENDPOINT_URL"]) as counting, monkeypatch.context() as patch:
+            patch.setenv("AWS_ENDPOINT_URL", counting.endpoint)
+            s3fs.S3FileSystem.clear_instance_cache()
+            before, asked[count] = 0, []
+            looks: list[tuple[Callable[[], object], object]] = [
+                (partial(state.is_done, fingerprint, ids), True),
+                (state.finished, fingerprint),
+                (lambda state=state: [f.row_groups for f in state.data_files("words")], [(3,)] * count),
+            ]
+            for look, found in looks:
+                assert look() == found
+                asked[count].append(counting.requests - before)
+                before = counting.requests
+        s3fs.S3FileSystem.clear_instance_cache()
+    print(f"requests of is_done, finished, data_files: {asked}")
+    assert asked[2] == asked[20]
+    # s3fs asks for a file's size before it reads it: three files are six requests, and one listing.
+    assert asked[20][0] == 7

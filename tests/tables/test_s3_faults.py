@@ -88,7 +88,7 @@ def commit_all(root: Place) -> StageState:
         words = random.Random(number)
         table = pa.table({"text": [f"{words.getrandbits(64):x}" for _ in range(200)]}, schema=SCHEMA)
         state.commit(unit, Output({"words": table}, 200, 200), 0.0)
-    state.finish(UNITS, {})
+    state.finish(state.manifests(), {})
     return state
 
 

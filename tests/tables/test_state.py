@@ -1,16 +1,25 @@
 """The record of a stage: what manifests vouch for is the table, and nothing else is."""
 
+import json
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from influcoder_ray.errors import RunFailed, UserError
 from influcoder_ray.tables import schemas
 from influcoder_ray.tables.fingerprint import Fingerprint
 from influcoder_ray.tables.place import Place
-from influcoder_ray.tables.state import Output, StageState, parquet_bytes, quarantine_table
+from influcoder_ray.tables.state import (
+    CommittedFile,
+    Output,
+    StageState,
+    parquet_bytes,
+    quarantine_table,
+)
 
 SCHEMA = pa.schema([pa.field("example_id", pa.string(), nullable=False), pa.field("score", pa.float32())])
 FINGERPRINT = Fingerprint({"model": {"name": "a"}, "seed": 0})
@@ -172,7 +181,7 @@ def test_an_empty_folder_is_refused_to_nobody(tmp_path: Path) -> None:
 def test_after_its_tables_are_deleted_a_stage_starts_afresh(state: StageState) -> None:
     """Prevents the refusal from going on, or old set-aside rows from staying, after its advice was taken."""
     _commit(state, "u1", "a", set_aside=1)
-    state.finish(["u1"], {})
+    state.finish(state.manifests(), {})
     neighbour = StageState(state.root, "sketch", ["s"])
     neighbour.begin(FINGERPRINT)
     neighbour.commit("u1", Output({}, 1, 0, quarantine_table("sketch", [("x", "f:0", "null")])), 0.0)
@@ -202,7 +211,7 @@ def test_a_stage_is_done_only_with_its_fingerprint_its_units_and_all_files(state
     _commit(state, "u1", "a")
     _commit(state, "u2", "b")
     assert not state.is_done(FINGERPRINT, ["u1", "u2"])
-    state.finish(["u2", "u1"], {"rows": 2.0})
+    state.finish(state.manifests(), {"rows": 2.0})
     assert state.is_done(FINGERPRINT, ["u1", "u2"])
     assert state.totals() == {"rows": 2.0}
     assert not state.is_done(OTHER, ["u1", "u2"])
@@ -214,13 +223,105 @@ def test_a_stage_is_done_only_with_its_fingerprint_its_units_and_all_files(state
     assert state.is_done(FINGERPRINT, ["u1", "u2"])
 
 
+def _closed(state: StageState) -> Path:
+    """The folder of a finished stage's record: three units, one with rows set aside."""
+    for unit in ("u3", "u1"):
+        _commit(state, unit, f"{unit}a", f"{unit}b")
+    _commit(state, "u2", "c", set_aside=1)
+    state.finish(state.manifests(), {"rows": 5.0})
+    return Path(state.root.uri) / "_state/embed"
+
+
+def test_a_finished_stage_is_read_out_of_one_record_that_says_what_the_manifests_say(
+    state: StageState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prevents a hundred thousand reads at the start of every later stage, and a record that says less."""
+    folder = _closed(state)
+    packed = (folder / "manifests.jsonl.zst").read_bytes()
+    totals = (folder / "totals.json").read_bytes()
+    (folder / "totals.json").rename(folder / "aside")
+    one_by_one = state.manifests()
+    assert one_by_one.keys() == {"u1", "u2", "u3"}
+    (folder / "aside").rename(folder / "totals.json")
+    whole = Place.read_bytes
+
+    def refuse_units(place: Place) -> bytes:
+        assert "/units/" not in place.uri
+        return whole(place)
+
+    monkeypatch.setattr(Place, "read_bytes", refuse_units)
+    assert state.manifests() == one_by_one
+    assert list(state.manifests()) == ["u1", "u2", "u3"]
+    assert state.is_done(FINGERPRINT, ["u3", "u2", "u1"])
+    assert state.finished().digest == FINGERPRINT.digest
+    assert _ids(state) == ["u1a", "u1b", "c", "u3a", "u3b"]
+    state.finish(dict(reversed(one_by_one.items())), {"rows": 5.0})
+    assert (folder / "manifests.jsonl.zst").read_bytes() == packed
+    assert (folder / "totals.json").read_bytes() == totals
+
+
+@pytest.mark.parametrize("damage", ["absent", "cut", "of older code"])
+def test_without_its_record_a_finished_stage_is_still_done(damage: str, state: StageState) -> None:
+    """Prevents an upgrade, or one lost file, from having a corpus embedded again."""
+    folder = _closed(state)
+    packed, totals = folder / "manifests.jsonl.zst", folder / "totals.json"
+    if damage == "cut":
+        packed.write_bytes(packed.read_bytes()[:-9])
+    else:
+        packed.unlink()
+    if damage == "of older code":
+        older = json.loads(totals.read_text())
+        del older["manifests"]
+        totals.write_text(json.dumps(older))
+        for file in (folder / "units").iterdir():
+            manifest = json.loads(file.read_text())
+            for committed in manifest["files"]:
+                del committed["rows_per_group"]
+            file.write_text(json.dumps(manifest))
+    assert state.is_done(FINGERPRINT, ["u1", "u2", "u3"])
+    assert state.is_complete()
+    assert _ids(state) == ["u1a", "u1b", "c", "u3a", "u3b"]
+    assert [file.row_groups for file in state.data_files("t")] == [(2,), (1,), (2,)]
+    _file(state, "u2").unlink()
+    assert not state.is_done(FINGERPRINT, ["u1", "u2", "u3"])
+
+
+def test_a_finished_stage_that_is_begun_again_is_open_until_it_is_finished_again(state: StageState) -> None:
+    """Prevents the closing record from vouching for a shard in the size that it had before it was lost."""
+    _closed(state)
+    _file(state, "u2").unlink()
+    state.begin(FINGERPRINT)
+    assert state.manifests().keys() == {"u1", "u3"}
+    assert not state.is_complete()
+    assert state.totals() is None
+    _commit(state, "u2", "a longer row than it was")
+    assert state.manifests().keys() == {"u1", "u2", "u3"}
+    assert not state.is_done(FINGERPRINT, ["u1", "u2", "u3"])
+    state.finish(state.manifests(), {})
+    assert state.is_done(FINGERPRINT, ["u1", "u2", "u3"])
+    assert _ids(state) == ["u1a", "u1b", "a longer row than it was", "u3a", "u3b"]
+
+
+@given(rows=st.integers(0, 40), rows_per_group=st.integers(1, 50), first=st.integers(0, 40))
+def test_row_groups_that_a_manifest_tells_are_those_of_the_file(
+    rows: int, rows_per_group: int, first: int
+) -> None:
+    """Prevents the next stage from planning units of row groups that are not there, or not all that are."""
+    ids = [str(number) for number in range(rows)]
+    table = pa.concat_tables([_rows(*ids[:first]), _rows(*ids[first:])])
+    data = parquet_bytes(table, rows_per_group)
+    footer = pq.ParquetFile(pa.BufferReader(data)).metadata
+    told = CommittedFile("t", "t/u.parquet", rows, len(data), "", rows_per_group).row_groups
+    assert told == tuple(footer.row_group(i).num_rows for i in range(footer.num_row_groups))
+
+
 def test_the_next_stage_gets_only_a_finished_table_with_all_its_files(state: StageState) -> None:
     """Prevents a later stage from reading a table that is half there as if it were the whole."""
     _commit(state, "u1", "a")
     _commit(state, "u2", "b")
     with pytest.raises(UserError, match=r"t: not there yet; run the embed stage first"):
         state.finished()
-    state.finish(["u1", "u2"], {})
+    state.finish(state.manifests(), {})
     assert state.finished().digest == FINGERPRINT.digest
     _file(state, "u1").unlink()
     with pytest.raises(UserError, match="run the embed stage"):

@@ -1,0 +1,88 @@
+"""`jobs/benchmark.py units`: what it makes of units' times, and one small run of all of it."""
+
+import json
+from pathlib import Path
+
+import benchmark
+import pytest
+from benchmarks.units import plan_of, throughput
+
+from influcoder_ray.errors import RunFailed
+from influcoder_ray.tables.place import Place
+from influcoder_ray.tables.state import Manifest
+
+CALLED_AT = 1000.0
+
+
+def manifests(starts: dict[int, float], units: int, seconds: float = 0.5) -> list[Manifest]:
+    """Of actors that begin at these seconds after the call and sleep without a pause, `units` each."""
+    return [
+        Manifest(
+            f"{actor}-{number}",
+            1,
+            1,
+            0,
+            seconds,
+            (),
+            {
+                "actor": actor,
+                "began_at": CALLED_AT + start + number * seconds,
+                "ended_at": CALLED_AT + start + (number + 1) * seconds,
+            },
+        )
+        for actor, start in starts.items()
+        for number in range(units)
+    ]
+
+
+def test_actors_that_never_wait_reach_the_ideal_however_late_the_last_one_came() -> None:
+    """Prevents the seconds in which actors start from being charged to the scheduling, or hidden from it."""
+    found = throughput(manifests({1: 4.0, 2: 4.0, 3: 4.0, 4: 9.0}, 40), 4, CALLED_AT, 30.0)
+    assert found.units == 160
+    assert found.start_up_seconds == 9.0
+    # From 9 s on, when the fourth came, to 29 s, when it ended: the others had 30 units left, it had 40.
+    assert found.units_per_second == pytest.approx((3 * 30 + 40) / 20)
+    together = throughput(manifests(dict.fromkeys(range(4), 4.0), 40), 4, CALLED_AT, 30.0)
+    assert together.units_per_second == pytest.approx(4 / 0.5)
+
+
+def test_units_in_hand_when_the_last_actor_comes_count_by_half() -> None:
+    """Prevents a share above the ideal, out of work that was done before the clock started."""
+    found = throughput(manifests({1: 0.25, 2: 0.25, 3: 4.0}, 1000), 3, CALLED_AT, 600.0)
+    assert found.units_per_second <= 3 / 0.5
+
+
+@pytest.mark.parametrize(
+    ("starts", "actors", "said"),
+    [({1: 1.0, 2: 1.0}, 3, "2 of 3 actors did a unit"), ({1: 1.0, 2: 90.0}, 2, None)],
+)
+def test_what_cannot_be_told_is_refused(starts: dict[int, float], actors: int, said: str | None) -> None:
+    """Prevents a figure for eight actors that four have earned."""
+    if said is None:
+        # The second actor alone was at work when both were up: half the ideal, which is what it was.
+        assert throughput(manifests(starts, 40), actors, CALLED_AT, 200.0).units_per_second == 2
+        return
+    with pytest.raises(RunFailed, match=said):
+        throughput(manifests(starts, 40), actors, CALLED_AT, 200.0)
+
+
+def test_a_plan_has_as_many_different_units_as_were_asked_for() -> None:
+    """Prevents a figure for 100,000 units out of a plan of fewer."""
+    for count in (1, 100, 250):
+        units = plan_of(Place("/nowhere"), count)
+        assert len({unit.unit_id for unit in units}) == len(units) == count
+
+
+@pytest.mark.long
+def test_a_small_run_writes_every_key_with_a_sane_value(tmp_path: Path) -> None:
+    """Prevents a measurement of minutes that ends in a traceback, or in figures of something else."""
+    file = tmp_path / "units.json"
+    small = ["--units=40", "--sleep-seconds=0.3", "--actors=2", "--scaling-units=12", "--planned-units=3000"]
+    assert benchmark.main(["units", *small, "--memory-seconds=10", f"--json={file}"]) == 0
+    figures = json.loads(file.read_text())
+    assert set(figures) >= {"seconds_to_plan", "versions", "start_up_seconds", "units_per_second"}
+    assert 0.2 < figures["share_of_ideal"] <= 1.05
+    assert 0 < figures["share_of_ideal_with_start_up"] < figures["share_of_ideal"]
+    assert 1 < figures["two_workers_over_one"] < 2.5
+    assert figures["driver_bytes_per_planned_unit"] >= figures["driver_bytes_per_unit_of_plan"] > 0
+    assert (figures["units"], figures["actors"], figures["planned_units"]) == (40, 2, 3000)
