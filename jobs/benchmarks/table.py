@@ -80,5 +80,5 @@ def show_units(figures: dict[str, Any]) -> None:
     memory = "unknown" if held is None else f"{held:,.0f} bytes a unit, the plan itself {plan:,.0f}"
     console.print(
         f"{figures['planned_units']:,} units are planned in {figures['seconds_to_plan']:.1f} s; "
-        f"driver memory: {memory} (run for {figures['memory_seconds']:g} s)"
+        f"driver memory: {memory} (run for {figures['memory_seconds']:g} s after the first unit)"
     )

@@ -8,9 +8,10 @@ Keys of the JSON file:
     two_workers_over_one            throughput of two actors over that of one, both while all were up
     two_workers_over_one_with_start_up
     seconds_to_plan                 to cut `planned_units` units
+    seconds_to_first_planned_unit   from handing them over until one of them was done
     driver_bytes_per_planned_unit   the most that the driver grew by, from before it planned those units until
-                                    it had run them for `memory_seconds`, for each of them; null where the
-                                    kernel keeps no record
+                                    it had done some of them for `memory_seconds`, for each of them; null
+                                    where the kernel keeps no record
     driver_bytes_per_unit_of_plan   of these, what the plan itself takes
     units, sleep_seconds, actors, scaling_units, planned_units, memory_seconds, versions
 """
@@ -74,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--memory-seconds",
         type=float,
         default=30.0,
-        help="how long to run the large plan, whose units do not sleep (%(default)s)",
+        help="how long to run the large plan once its first unit is done; they do not sleep (%(default)s)",
     )
     parser.add_argument("--output", metavar="FOLDER", help="where units are committed; a temporary folder")
     parser.add_argument("--address", help="Ray cluster to join; else Ray starts here")
@@ -264,15 +265,20 @@ def _large_plan(
     to_plan = time.monotonic() - started
     planned = _own_bytes()
     told = threading.Event()
+    record = Place(root) / "large/_state/units/units"
 
     def watch() -> None:
-        most, end = planned or 0, time.monotonic() + seconds
-        while time.monotonic() < end and not told.wait(_WATCH_SECONDS):
+        most, handed_over = planned or 0, time.monotonic()
+        first: float | None = None
+        while (first is None or time.monotonic() < first + seconds) and not told.wait(_WATCH_SECONDS):
             most = max(most, _own_bytes() or 0)
+            if first is None and record.files():
+                first = time.monotonic()
         known = before is not None and planned is not None
         pipe.send(
             {
                 "seconds_to_plan": to_plan,
+                "seconds_to_first_planned_unit": None if first is None else first - handed_over,
                 "driver_bytes_per_planned_unit": (most - before) / count if known else None,
                 "driver_bytes_per_unit_of_plan": (planned - before) / count if known else None,
             }

@@ -81,6 +81,7 @@ def test_a_small_run_writes_every_key_with_a_sane_value(tmp_path: Path) -> None:
     assert benchmark.main(["units", *small, "--memory-seconds=10", f"--json={file}"]) == 0
     figures = json.loads(file.read_text())
     assert set(figures) >= {"seconds_to_plan", "versions", "start_up_seconds", "units_per_second"}
+    assert figures["seconds_to_first_planned_unit"] > 0
     assert 0.2 < figures["share_of_ideal"] <= 1.05
     assert 0 < figures["share_of_ideal_with_start_up"] < figures["share_of_ideal"]
     assert 1 < figures["two_workers_over_one"] < 2.5
