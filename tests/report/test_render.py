@@ -8,14 +8,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import influcoder_ray.report
 from influcoder_ray.report.contents import (
     Attribution,
     QueryFamiliarity,
@@ -322,7 +320,7 @@ def test_ids_are_unique_and_links_lead_somewhere(make_contents: MakeContents) ->
     ids = [found for _, attributes in page.elements if (found := attributes.get("id"))]
     assert len(ids) == len(set(ids))
     for _, attributes in page.elements:
-        for name in ("href", "xlink:href", "aria-labelledby", "for"):
+        for name in ("href", "xlink:href", "aria-labelledby", "aria-describedby", "aria-controls", "for"):
             target = attributes.get(name) or ""
             if name.startswith("aria") or name == "for" or target.startswith("#"):
                 assert not target or target.lstrip("#") in ids
@@ -337,14 +335,17 @@ def test_headings_descend_step_by_step_and_drawings_have_labels(make_contents: M
     assert all(after <= before + 1 for before, after in pairwise(levels))
     assert page.tags("html")[0]["lang"] == "en"
     assert len(page.tags("svg")) == 3
-    assert all(it["role"] == "img" and it["aria-label"] for it in page.tags("svg"))
+    for svg, title, desc in zip(page.tags("svg"), page.tags("title")[1:], page.tags("desc"), strict=True):
+        assert svg["role"] == "img"
+        assert (svg["aria-labelledby"], svg["aria-describedby"]) == (title["id"], desc["id"])
     assert all(it.get("scope") in ("col", "row") for it in page.tags("th"))
 
 
 def test_it_can_be_read_without_the_script(make_contents: MakeContents) -> None:
-    """Prevents contents that only a script shows: what is hidden at first is the filter, which needs it."""
+    """Prevents contents that only a script shows: what is hidden at first are the tools, which need it."""
     page = _assert_safe(render_html(make_contents()))
-    assert [it["id"] for _, it in page.elements if "hidden" in it] == ["query-tools"]
+    hidden = [it["id"] for _, it in page.elements if "hidden" in it]
+    assert hidden == ["table-tools", "table-more", "query-tools"]
 
 
 def _luminance(colour: str) -> float:
@@ -359,17 +360,20 @@ def _contrast(one: str, other: str) -> float:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_colours_keep_the_contrast_that_wcag_asks_for(scheme: str) -> None:
+def test_colours_keep_the_contrast_that_wcag_asks_for(make_contents: MakeContents, scheme: str) -> None:
     """Prevents type (4.5 to 1) and drawings (3 to 1) too faint to be read in either colour scheme."""
-    css = (Path(influcoder_ray.report.__file__).parent / "report.css.j2").read_text("utf-8")
-    light, dark = css.split("@media (prefers-color-scheme: dark)")[:2]
-    colours = dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{6})", dark if scheme == "dark" else light))
+    css = render_html(make_contents(**NO_FIGURES))
+    own = css.split(f":root:has(#scheme-{scheme}:checked) {{")[1].split("}")[0]
+    by_system = css.split(":root {", 3)[2 if scheme == "dark" else 1].split("}")[0]
+    colours = dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{6})", own))
+    assert colours == dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{6})", by_system))
     for ground in ("paper", "card", "inset"):
         for type_colour in ("ink", "muted", "accent"):
             assert _contrast(colours[type_colour], colours[ground]) >= 4.5, (type_colour, ground)
-        for drawing in ("first", "second"):
+        for drawing in ("first", "second", "edge"):
             assert _contrast(colours[drawing], colours[ground]) >= 3, (drawing, ground)
     assert _contrast(colours["warn-ink"], colours["warn-paper"]) >= 4.5
+    assert _contrast(colours["paper"], colours["accent"]) >= 4.5
 
 
 def test_contents_that_do_not_fit_together_are_refused(make_contents: MakeContents) -> None:
