@@ -41,7 +41,7 @@ def progress_page(
     )
     blocks.append(
         Note(
-            f"Units are counted as soon as they are written. Nothing was written for "
+            f"Units are counted as soon as they are written. Nothing new has been seen for "
             f"{duration(unchanged_seconds)}. This page loads itself again every {REFRESH_SECONDS} seconds."
         )
     )

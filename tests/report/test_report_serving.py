@@ -141,7 +141,7 @@ def test_the_progress_page_says_what_is_done_and_loads_itself_again(
         "sample done 4.0 s 2 1,200 3",
         f"sketch under way {MISSING} 5 640 0",
         f"distill waiting {MISSING} {MISSING} {MISSING} {MISSING}",
-        "Nothing was written for 1 min 15 s",
+        "Nothing new has been seen for 1 min 15 s",
     ):
         assert words in text, words
     assert '<meta http-equiv="refresh" content="5">' in page

@@ -53,7 +53,7 @@ def pairs_in_order(rho: float) -> float:
 
 def readings(contents: ReportContents) -> list[str]:
     """What this run's own figures come to, a sentence each; fewer where fewer were measured."""
-    found = [*_order(contents.evaluation), *_top(contents)]
+    found = [*_order(contents.evaluation), *_top(contents.evaluation)]
     if warnings_for(contents):
         found.append("The points at the top of this page limit what can be believed of these rankings.")
     else:
@@ -78,18 +78,14 @@ def _order(evaluation: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _top(contents: ReportContents) -> list[str]:
-    recall = measured(contents.evaluation, "encoder", "recall_at_10")
+def _top(evaluation: Mapping[str, Any]) -> list[str]:
+    recall = measured(evaluation, "encoder", "recall_at_10")
     if recall is None:
         return []
-    missed = (
-        " What it misses stands further down, or is missing from this page."
-        if contents.reranked
-        else " What it misses stands further down: exact re-ranking of its best brings some of it up."
-    )
     return [
         "Of the ten examples of the test pool that truly influence a query most, "
-        f"{decimal(10 * recall.mean, 1)} on average are among the encoder's first ten.{missed}"
+        f"{decimal(10 * recall.mean, 1)} on average are among the encoder's first ten. "
+        "What it misses stands further down."
     ]
 
 
