@@ -14,7 +14,7 @@ from influcoder_ray.report.wording import MINUS
 LEVELS = (0.1, 0.25, 0.5, 0.75)
 """Shares of the strongest contribution from which the four shades begin; below the first there is no mark."""
 
-MOST_MARKS = 120
+MOST_MARKS = 64
 """In one text: marks weigh more than the text below them, and more of them show nothing."""
 
 MOST_SHARED = 24

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from influcoder_ray.config import PipelineSettings
 from influcoder_ray.errors import UserError
 from influcoder_ray.report.progress import progress_page
-from influcoder_ray.report.render import render_html, render_page
+from influcoder_ray.report.render import render_page
 from influcoder_ray.tables.progress import Progress, ProgressReader
 
 
@@ -38,10 +38,10 @@ class WatchedRun:
         progress = self._progress or self._look()
         if not progress.finished:
             return self._so_far(progress, "")
-        from influcoder_ray.stages.work.page import contents
+        from influcoder_ray.stages.work import page
 
         try:
-            return render_html(contents(self._settings))
+            return page.html(self._settings)
         except (UserError, OSError) as error:
             # A stage that begins anew takes its tables away, perhaps under this very reading.
             now = self._look()

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from influcoder_ray.report.blocks import Cell, Row, Section, Table
 from influcoder_ray.report.contents import (
     Attribution,
     QueryFamiliarity,
@@ -23,6 +24,7 @@ from influcoder_ray.report.contents import (
     Truncation,
 )
 from influcoder_ray.report.render import render_html
+from influcoder_ray.report.spans import Span
 from influcoder_ray.report.warnings import warnings_for
 
 MakeContents = Callable[..., ReportContents]
@@ -269,6 +271,67 @@ def test_forty_queries_of_ten_examples_stay_below_three_megabytes(make_contents:
         query = QueryPage(text, "test", text, text, rows)
         contents = make_contents(queries=(query,) * 40, group=rows, least=rows)
         assert len(render_html(contents).encode("utf-8")) < 3_000_000
+
+
+def test_highlights_of_forty_queries_stay_below_five_megabytes(make_contents: MakeContents) -> None:
+    """Prevents marks, which weigh more than what they mark, from making a page that no telephone opens."""
+    text = "some words " * 500
+    spans = tuple(Span(at, at + 5, 1.0) for at in range(0, 5_000, 6))
+    rows = tuple(
+        Attribution(n + 1, text, 0.5, 99.0, text, text, text, prompt_spans=spans, response_spans=spans)
+        for n in range(10)
+    )
+    contents = make_contents(
+        queries=(QueryPage(text, "test", text, text, rows),) * 40, group=rows, least=rows
+    )
+    source = render_html(contents)
+    assert source.count('<mark class="up4">') > 10_000
+    assert len(source.encode("utf-8")) < 5_000_000
+
+
+def test_shaded_parts_are_those_of_the_text_and_named_in_words(make_contents: MakeContents) -> None:
+    """Prevents highlights that are computed and lost, or that stand where the cleaning has moved the text."""
+    contents = make_contents(**NO_FIGURES)
+    query = contents.queries[0]
+    row = replace(
+        query.attributions[0],
+        prompt="Where?",
+        response="\u202eIn Paris,\r\n\r\n\r\n\r\nnot Rome",
+        response_spans=(Span(4, 9, 0.6), Span(22, 26, -0.2)),
+    )
+    source = render_html(replace(contents, queries=(replace(query, attributions=(row,)),)))
+    _assert_safe(source)
+    assert 'In <mark class="up4">Paris</mark>,\n\nnot <mark class="down2">Rome</mark>' in source
+    text = _assert_safe(source).text
+    assert "Shaded parts carry the example" in text
+    assert "Most of the influence lies in:" in text
+    assert "Underlined words" not in text
+
+
+def test_words_of_the_query_are_marked_where_nothing_better_is_known(make_contents: MakeContents) -> None:
+    """Prevents an example from standing beside its query with nothing that leads the eye."""
+    source = render_html(make_contents(**NO_FIGURES))
+    _assert_safe(source)
+    assert "Prompt 0 about sorting" in source
+    contents = make_contents(**NO_FIGURES)
+    query = contents.queries[0]
+    row = replace(query.attributions[0], response="They SORT things")
+    source = render_html(replace(contents, queries=(replace(query, attributions=(row,)),)))
+    assert "They <mark>SORT</mark> things" in source
+    assert "Underlined words" in _assert_safe(source).text
+
+
+def test_sections_of_further_evidence_stand_behind_the_quality(make_contents: MakeContents) -> None:
+    """Prevents evidence of other stages from being computed and not shown, or shown below the fold."""
+    table = Table(
+        "Held-out loss", "Trained on", ("Loss",), (Row("the selected tenth", (Cell("1.2", "0.1"),)),)
+    )
+    further = Section("validation", "Validation", "Validation by retraining", (table,))
+    page = _assert_safe(render_html(make_contents(**NO_FIGURES), (further,)))
+    sections = [it["id"] for it in page.tags("section")]
+    assert sections.index("validation") == sections.index("quality") + 1
+    assert "the selected tenth 1.2 ± 0.1" in page.text
+    assert {"href": "#validation"} in page.tags("a")
 
 
 def test_a_long_text_is_cut_and_the_page_says_so(make_contents: MakeContents) -> None:

@@ -118,12 +118,12 @@ def test_the_table_is_searched_and_sorted_from_the_keyboard(browser: Browser, ad
     browser.open(address, width=1280, height=900, scheme="light")
     assert browser.run(f"{SHOWN_ROWS}.length") == 25
     browser.run("document.getElementById('table-search').focus()")
-    browser.press(*"number 17")
+    browser.press(*"number parquet:17")
     assert browser.run(_settled(f"{SHOWN_ROWS}.length === 1"))
     assert "About the number 17" in browser.run(f"{SHOWN_ROWS}[0].textContent")
     assert (
         browser.run("document.querySelector('#table-tools [role=status]').textContent")
-        == "1 of 1 found shown"
+        == "1 found, all shown"
     )
     browser.press("Escape")
     assert browser.run(_settled(f"{SHOWN_ROWS}.length === 25"))

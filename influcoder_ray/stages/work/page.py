@@ -28,6 +28,7 @@ from influcoder_ray.report.contents import (
     Truncation,
     Unfamiliar,
 )
+from influcoder_ray.report.render import render_html
 from influcoder_ray.stages import attribute, distill, embed, evaluate, explore, rerank, sample, sketch
 from influcoder_ray.stages.signals import read_examples
 from influcoder_ray.stages.texts import corpus_examples
@@ -37,6 +38,15 @@ from influcoder_ray.tables.state import StageState
 
 _GROUP_EXAMPLES = 10
 _SPLITS = ("test", "validation", "train")
+
+
+def html(settings: PipelineSettings) -> str:
+    """The report as a page.
+
+    Raises:
+        UserError: a stage before it is not done, or the corpus is not where it was.
+    """
+    return render_html(contents(settings))
 
 
 def contents(settings: PipelineSettings) -> ReportContents:
