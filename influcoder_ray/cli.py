@@ -125,6 +125,7 @@ def report(
         ),
     ] = None,
     overrides: Overrides = None,
+    address: Address = None,
 ) -> None:
     """Write report.html from what the other stages left.
 
@@ -136,7 +137,7 @@ def report(
     if not serve:
         if port is not None:
             raise UserError("--port: goes with --serve")
-        _run(config, overrides, None, "report")
+        _run(config, overrides, address, "report")
         return
     from influcoder_ray import pipeline
     from influcoder_ray.config import load_settings

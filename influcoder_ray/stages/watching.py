@@ -23,21 +23,20 @@ class WatchedRun:
         self._reader = ProgressReader(settings.root, stages)
         self._progress: Progress | None = None
         self._changed = time.monotonic()
+        self._trouble = ""
 
     def key(self) -> str:
-        """What the page depends on: the folder, and while the run goes on the time too."""
+        """What the page depends on: the folder, and the time too as long as there is no report."""
         progress = self._look()
-        return progress.key if progress.finished else f"{progress.key} {time.monotonic()}"
+        settled = progress.finished and not self._trouble
+        return progress.key if settled else f"{progress.key} {time.monotonic()}"
 
     def html(self) -> str:
-        """The page as the folder was when `key` was asked for.
-
-        Raises:
-            UserError: what the report is made of cannot be read, and the folder has not changed meanwhile.
-        """
+        """The page as the folder was when `key` was asked for; what a user can mend stands on it."""
         progress = self._progress or self._look()
+        self._trouble = ""
         if not progress.finished:
-            return self._so_far(progress, "")
+            return self._so_far(progress)
         from influcoder_ray.stages.work import page
 
         try:
@@ -45,11 +44,11 @@ class WatchedRun:
         except (UserError, OSError) as error:
             # A stage that begins anew takes its tables away, perhaps under this very reading.
             now = self._look()
-            if now.key != progress.key:
-                return self._so_far(now, "")
-            if isinstance(error, UserError):
-                return self._so_far(now, str(error))
-            raise
+            if now.key == progress.key:
+                if not isinstance(error, UserError):
+                    raise
+                self._trouble = str(error)
+            return self._so_far(now)
 
     def _look(self) -> Progress:
         found = self._reader.look()
@@ -58,12 +57,12 @@ class WatchedRun:
         self._progress = found
         return found
 
-    def _so_far(self, progress: Progress, trouble: str) -> str:
+    def _so_far(self, progress: Progress) -> str:
         page = progress_page(
             self._settings.report.title,
             str(self._settings.root),
             progress.stages,
             unchanged_seconds=time.monotonic() - self._changed,
-            trouble=trouble,
+            trouble=self._trouble,
         )
         return render_page(page)

@@ -62,11 +62,16 @@ def test_a_run_is_followed_from_its_first_unit_to_its_report(
 def test_what_keeps_the_report_away_is_told_on_the_page(finished: PipelineSettings, tmp_path: Path) -> None:
     """Prevents "6 of 6 stages are done" and no report, with no word of why."""
     settings = _copied(finished, tmp_path / "run")
-    moved = settings.corpus.model_copy(update={"path": str(tmp_path / "moved.parquet")})
+    moved = settings.corpus.model_copy(update={"path": str(tmp_path / "moved" / "corpus.parquet")})
     settings = settings.model_copy(update={"corpus": moved})
     watched = WatchedRun(settings, _stages(settings))
-    assert watched.key() == watched.key()
+    key = watched.key()
     assert "corpus.path" in watched.html()
+    assert watched.key() != key
+    Path(moved.path).parent.mkdir()
+    shutil.copy(finished.corpus.path, moved.path)
+    assert watched.html() == render_html(contents(settings))
+    assert watched.key() == key
     shutil.rmtree(Path(settings.output) / "_state" / "embed")
     watched.key()
     assert "5 of 6 stages are done" in watched.html()
