@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from markupsafe import Markup, escape
 
@@ -49,18 +50,14 @@ def marked(text: str, spans: Sequence[Span], scale: float, offset: int = 0) -> M
         scale: the strongest contribution of the whole example.
         offset: where in that text `text` begins.
     """
-    levels = {span: _level(span, scale) for span in spans}
-    told = sorted((s for s in spans if levels[s]), key=lambda s: -abs(s.contribution))[:MOST_MARKS]
+    told = sorted((s for s in spans if _level(s, scale)), key=lambda s: -abs(s.contribution))
     pieces, at = [], 0
-    for span in sorted(told, key=lambda s: s.start):
+    for span in sorted(told[:MOST_MARKS], key=lambda s: s.start):
         start, end = max(span.start - offset, at), min(span.end - offset, len(text))
         if start >= end:
             continue
-        side = "up" if span.contribution > 0 else "down"
-        pieces += [
-            escape(text[at:start]),
-            Markup('<mark class="{}{}">{}</mark>').format(side, levels[span], text[start:end]),
-        ]
+        kind = f"{'up' if span.contribution > 0 else 'down'}{_level(span, scale)}"
+        pieces += [escape(text[at:start]), Markup('<mark class="{}">{}</mark>').format(kind, text[start:end])]
         at = end
     return Markup("").join([*pieces, escape(text[at:])])
 
@@ -71,10 +68,12 @@ def strongest(texts: Iterable[tuple[str, Sequence[Span]]], amount: int = 5) -> l
     Args:
         texts: the parts of one example (prompt, response) with their spans.
     """
-    found = [(one_line(text[s.start : s.end], 40), s.contribution) for text, spans in texts for s in spans]
-    total = sum(abs(contribution) for _, contribution in found)
-    told = sorted((it for it in found if it[0] and it[1]), key=lambda it: -abs(it[1]))
-    return [Strongest(text, contribution / total) for text, contribution in told[:amount]]
+    found = [(text, span) for text, spans in texts for span in spans if span.contribution]
+    total = sum(abs(span.contribution) for _, span in found)
+    found.sort(key=lambda it: -abs(it[1].contribution))
+    # A token may be nothing but blanks: as many are cleaned as it takes to have some that can be named.
+    named = ((one_line(text[s.start : s.end], 40), s.contribution / total) for text, s in found)
+    return [Strongest(*it) for it in islice((it for it in named if it[0]), amount)]
 
 
 def strongest_in_words(told: Sequence[Strongest]) -> str:
@@ -122,5 +121,6 @@ def common_words(texts: Sequence[frozenset[str]]) -> frozenset[str]:
 
 
 def _level(span: Span, scale: float) -> int:
-    share = abs(span.contribution) / scale if scale > 0 else 0.0
-    return sum(share >= least for least in LEVELS)
+    """The shade, 1 to 4; 0 for none."""
+    size = abs(span.contribution)
+    return sum(size >= least * scale for least in LEVELS) if size else 0

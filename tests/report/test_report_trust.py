@@ -27,7 +27,7 @@ def test_the_share_of_pairs_in_order_is_that_of_normal_pairs(correlation: float)
 
 def test_the_ends_of_the_scale_are_all_half_and_none() -> None:
     """Prevents 101 of 100 pairs, or an error, at a perfect ranking."""
-    assert [pairs_in_order(rho) for rho in (-1, 0, 1, 1.0000001)] == pytest.approx([0, 0.5, 1, 1])
+    assert [pairs_in_order(rho) for rho in (-1, 0, 1, 1.0000001)] == pytest.approx([0, 0.5, 1, 1], abs=1e-6)
 
 
 def test_the_figures_of_this_run_are_told_beside_their_rivals(make_contents: MakeContents) -> None:
