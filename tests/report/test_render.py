@@ -360,7 +360,7 @@ def test_a_run_with_nothing_in_it_still_gives_a_page(make_contents: MakeContents
         quarantine_reasons={},
         corpus_rows=0,
     )
-    page = _assert_safe(render_html(contents))
+    page = _assert_safe(render_html(contents), scripts=0)
     assert page.tags("svg") == []
     assert "nan" not in page.text.lower()
     assert "None " not in page.text.replace("None were", "").replace("None: every", "")
