@@ -150,6 +150,11 @@ class ReportSpec(Spec):
     title: str = Field(default="Training data attribution", description="The report's heading.")
     queries: int = Field(default=20, ge=1, description="Queries shown, test queries first.")
     examples_per_query: int = Field(default=5, ge=1, description="Influential examples shown for each query.")
+    table_rows: int = Field(
+        default=600,
+        ge=0,
+        description="Rows of the table of attributions at most; shown queries are always in it.",
+    )
 
 
 class WorkersSpec(Spec):

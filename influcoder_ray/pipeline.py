@@ -94,6 +94,24 @@ def _run_stage(settings: PipelineSettings, stage: str, every: Sequence[str], dis
     (settings.root / SUMMARY).write_whole(json.dumps(_summary(settings), indent=2).encode())
 
 
+def serve_report(settings: PipelineSettings, port: int, ready: Callable[[str], object]) -> None:
+    """Show the report to this machine's browsers while the run goes on, until Ctrl-C; needs no Ray.
+
+    Args:
+        port: 0 for a free one.
+        ready: told the address once it can be opened.
+
+    Raises:
+        UserError: the port cannot be had, or an address on S3 cannot be reached.
+    """
+    from influcoder_ray.report.serving import serve
+    from influcoder_ray.stages.watching import WatchedRun
+
+    refuse_unreachable(settings.addresses.items())
+    before = [stage for stage in wanted_stages(settings) if stage not in _WITHOUT_RAY]
+    serve(WatchedRun(settings, before), port, ready)
+
+
 def status(settings: PipelineSettings) -> dict[str, bool]:
     """Whether each stage is done with these settings."""
     stages = wanted_stages(settings)

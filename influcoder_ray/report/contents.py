@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from influcoder_ray.report.spans import Span
+
 
 @dataclass(frozen=True)
 class Attribution:
@@ -16,6 +18,9 @@ class Attribution:
     `rank` counts from 1. `score` is a cosine in [-1, 1]; higher means more influence towards the
     query. `percentile` is the share of the other rows of the corpus that rank below, in percent, 0 to 100.
     `familiarity`, in percent too, says how near the example lies to what the encoder was trained on.
+
+    `prompt_spans` and `response_spans` say what parts of the texts add to the influence, where that was
+    computed: in characters of `prompt` and of `response`, all in one unit.
 
     Where candidates were re-ranked, rank and score are those of exact influence (a score of NaN: it has
     none), and `encoder_rank` is the place that the encoder gave, to which the percentile belongs. Both are
@@ -32,6 +37,8 @@ class Attribution:
     encoder_rank: int | None = None
     familiarity: float | None = None
     unfamiliar: bool = False
+    prompt_spans: tuple[Span, ...] = ()
+    response_spans: tuple[Span, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -172,7 +179,8 @@ class ReportContents:
     `score_histogram` is counts (B,) and edges (B + 1,) of the scores of all queries on the whole
     corpus. `group` and `least` hold the most and the least influential examples on the whole query
     set, by mean cosine. `corpus_rows` counts the rows of the corpus that have a score. `reranked` is None
-    where the queries' examples stand in the encoder's order.
+    where the queries' examples stand in the encoder's order. `listed` are further queries, which stand with
+    their examples in the table of attributions alone; `unlisted` counts those that are nowhere on the page.
 
     Raises ValueError when `predicted` and `exact`, or counts and edges, do not fit together.
     """
@@ -194,6 +202,8 @@ class ReportContents:
     quarantine_reasons: dict[str, int]
     corpus_rows: int
     reranked: Reranked | None = None
+    listed: tuple[QueryPage, ...] = ()
+    unlisted: int = 0
 
     def __post_init__(self) -> None:
         if self.predicted.shape != self.exact.shape:

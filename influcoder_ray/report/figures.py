@@ -133,7 +133,7 @@ def training_curve(epochs: Sequence[EpochRow], label: str) -> str | None:
         if len(set(numbers)) == 1:
             below.set_xlim(numbers[0] - 0.5, numbers[0] + 0.5)
         figure.align_ylabels()
-        return _as_page_svg(figure, "training", label)
+        return _as_page_svg(figure, "training", "Rank agreement and loss by epoch", label)
 
 
 def predicted_against_exact(
@@ -176,7 +176,11 @@ def predicted_against_exact(
         axes.set_ylabel("exact: cosine of the gradients")
         axes.xaxis.set_major_locator(MaxNLocator(6))
         axes.yaxis.set_major_locator(MaxNLocator(6))
-        return PairsFigure(_as_page_svg(figure, "pairs", label), int((~inside).sum()), has_trend)
+        return PairsFigure(
+            _as_page_svg(figure, "pairs", "Predicted against exact influence", label),
+            int((~inside).sum()),
+            has_trend,
+        )
 
 
 def score_distribution(
@@ -226,7 +230,7 @@ def score_distribution(
         axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g}%"))
         axes.yaxis.set_major_locator(MaxNLocator(4))
         axes.xaxis.set_major_locator(MaxNLocator(7))
-        return _as_page_svg(figure, "scores", label)
+        return _as_page_svg(figure, "scores", "Scores over the corpus", label)
 
 
 @dataclass(frozen=True)
@@ -287,7 +291,7 @@ def reranking_gain(
         for axis in (below.xaxis, below.yaxis):
             axis.set_major_formatter(FuncFormatter(lambda share, _: f"{share:g}%"))
         figure.align_ylabels()
-        return _as_page_svg(figure, "reranking", label)
+        return _as_page_svg(figure, "reranking", "Recall and gradients by the share re-ranked", label)
 
 
 def sketch_widths(
@@ -325,7 +329,7 @@ def sketch_widths(
             below.tick_params(axis="x", rotation=30)
         below.set_xlabel("sketch width")
         figure.align_ylabels()
-        return _as_page_svg(figure, "widths", label)
+        return _as_page_svg(figure, "widths", "Error and rank agreement by sketch width", label)
 
 
 def as_file(svg: str) -> str:
@@ -336,6 +340,11 @@ def as_file(svg: str) -> str:
         f'{opening} width="{width:g}" height="{height:g}"><style>:root {{ color: #1f2328 }} '
         f"@media (prefers-color-scheme: dark) {{ :root {{ color: #e6edf3 }} }}</style>{rest}\n"
     )
+
+
+def _writable(text: str) -> str:
+    """`text` without the characters that XML knows no way to write."""
+    return re.sub("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "", text)
 
 
 def _draw_trend(axes: Axes, across: npt.NDArray[np.float64], up: npt.NDArray[np.float64]) -> None:
@@ -367,8 +376,11 @@ def _rgb(colour: str) -> tuple[float, float, float]:
     return red, green, blue
 
 
-def _as_page_svg(figure: Figure, name: str, label: str) -> str:
-    """The figure as an `<svg>` element: no prologue, no fixed size, ids of its own, the page's colours."""
+def _as_page_svg(figure: Figure, name: str, title: str, label: str) -> str:
+    """The figure as an `<svg>` element: no prologue, no fixed size, ids of its own, the page's colours.
+
+    `title` and `label` are read to those who cannot see it: what it is, and what it shows.
+    """
     drawn = io.StringIO()
     figure.savefig(
         drawn,
@@ -390,6 +402,8 @@ def _as_page_svg(figure: Figure, name: str, label: str) -> str:
     width, height = figure.get_size_inches() * 72
     opening = (
         '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-        f'class="plot" role="img" aria-label="{escape(label)}" viewBox="0 0 {width:g} {height:g}">'
+        f'class="plot" role="img" aria-labelledby="{name}-title" aria-describedby="{name}-desc" '
+        f'viewBox="0 0 {width:g} {height:g}"><title id="{name}-title">{escape(title)}</title>'
+        f'<desc id="{name}-desc">{escape(_writable(label))}</desc>'
     )
     return re.sub(r"\n\s*\n+", "\n", re.sub(r"^<svg[^>]*>", lambda _: opening, svg, count=1))

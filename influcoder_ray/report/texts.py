@@ -21,14 +21,21 @@ READ_CHARACTERS = 16_000
 # every other format character (overrides, isolates, tags, byte order marks) hides or reorders text.
 KEPT = frozenset("\n\t\u200c\u200d\u200e\u200f")
 
+_LINE_END = re.compile("\r\n?|[\u2028\u2029\u0085\x0b\x0c]")
+_BLANK_RUN = re.compile(r"\n[ \t]*(?:\n[ \t]*){2,}")
+
 
 @dataclass(frozen=True)
 class Shown:
-    """A text as the page shows it: the head at once, the rest on request, and how much is left out."""
+    """A text as the page shows it: the head at once, the rest on request, and how much is left out.
+
+    `rest_start` is where the rest begins in the cleaned text, which the head begins.
+    """
 
     head: str
     rest: str
     left_out: int
+    rest_start: int = 0
 
 
 def printable(text: str) -> str:
@@ -36,8 +43,25 @@ def printable(text: str) -> str:
 
     Lone surrogates, which no file could hold, become U+FFFD.
     """
-    text = re.sub("\r\n?|[\u2028\u2029\u0085\x0b\x0c]", "\n", text)
-    return re.sub(r"\n[ \t]*(?:\n[ \t]*){2,}", "\n\n", text.translate(_DISPLAYED)).strip("\n")
+    return _BLANK_RUN.sub("\n\n", _LINE_END.sub("\n", text).translate(_DISPLAYED)).strip("\n")
+
+
+def origins(text: str) -> list[int]:
+    """For each character of `printable(text)` the place in `text` that it comes from, rising."""
+    ends = list(_LINE_END.finditer(text))
+    dropped = {at for end in ends for at in range(end.start() + 1, end.end())}
+    at_end = {end.start() for end in ends}
+    places = [
+        at
+        for at, character in enumerate(text)
+        if at not in dropped and (at in at_end or _DISPLAYED[ord(character)] is not None)
+    ]
+    clean = _LINE_END.sub("\n", text).translate(_DISPLAYED)
+    for run in reversed(list(_BLANK_RUN.finditer(clean))):
+        del places[run.start() + 2 : run.end()]
+    clean = _BLANK_RUN.sub("\n\n", clean)
+    first = len(clean) - len(clean.lstrip("\n"))
+    return places[first : len(clean.rstrip("\n"))]
 
 
 class _Displayed(dict[int, int | None]):
@@ -86,7 +110,8 @@ def shown(text: str, max_bytes: int) -> Shown:
     head, rest = kept[:end], kept[end:]
     # Characters of the original that cleaning would drop too are counted: the number is an upper bound.
     beyond = max(len(text) - READ_CHARACTERS, 0)
-    return Shown(head.rstrip(), rest.strip("\n"), len(clean) - len(kept) + beyond)
+    rest_start = end + len(rest) - len(rest.lstrip("\n"))
+    return Shown(head.rstrip(), rest.strip("\n"), len(clean) - len(kept) + beyond, rest_start)
 
 
 def shown_bytes(text: str) -> int:

@@ -3,6 +3,7 @@
 import math
 
 from influcoder_ray.report.contents import number
+from influcoder_ray.report.texts import one_line
 
 MISSING = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
@@ -73,3 +74,13 @@ def duration(seconds: object) -> str:
         return f"{whole // 60} min {whole % 60:02d} s"
     minutes = round(known / 60)
     return f"{minutes // 60:,} h {minutes % 60:02d} min"
+
+
+def plural(amount: object, one: str, many: str) -> str:
+    """A whole number with its noun: 1 row, 12,400 rows."""
+    return f"{count(amount)} {one if number(amount) == 1 else many}"
+
+
+def spoken(name: object) -> str:
+    """A key of a JSON file as words on one line."""
+    return one_line(str(name).replace("_", " "), 60)

@@ -39,12 +39,11 @@ def plan(settings: PipelineSettings) -> StagePlan:
     unit_id = f"report-{fingerprint.digest[:16]}"
 
     def run(_: Display) -> Mapping[str, Manifest]:
-        from influcoder_ray.report.render import render_html
-        from influcoder_ray.stages.work.page import contents
+        from influcoder_ray.stages.work import page
 
         record.begin(fingerprint)
         started = time.monotonic()
-        html = render_html(contents(settings)).encode()
+        html = page.html(settings).encode()
         seconds = time.monotonic() - started
         return {unit_id: record.commit_files(unit_id, {REPORT: html}, seconds=seconds, counters={})}
 

@@ -1,5 +1,7 @@
 """A sound report that calls for no warning, for each test to change in one place."""
 
+import html
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -84,6 +86,14 @@ def _evaluation() -> dict[str, Any]:
             {"from": 48.9, "to": 99.3, "pool": 75, "per_query_rho": {"mean": 0.74, "std": 0.01}},
         ],
     }
+
+
+@pytest.fixture(scope="session")
+def plain() -> Callable[[str], str]:
+    """What can be read of a page's HTML, on one line."""
+    return lambda page: " ".join(
+        html.unescape(re.sub(r"<style>.*?</style>|<[^>]+>", " ", page, flags=re.S)).split()
+    )
 
 
 @pytest.fixture(scope="session")

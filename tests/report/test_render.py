@@ -8,14 +8,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import influcoder_ray.report
+from influcoder_ray.report.blocks import Cell, Row, Section, Table
 from influcoder_ray.report.contents import (
     Attribution,
     QueryFamiliarity,
@@ -25,6 +24,7 @@ from influcoder_ray.report.contents import (
     Truncation,
 )
 from influcoder_ray.report.render import render_html
+from influcoder_ray.report.spans import Span
 from influcoder_ray.report.warnings import warnings_for
 
 MakeContents = Callable[..., ReportContents]
@@ -273,6 +273,67 @@ def test_forty_queries_of_ten_examples_stay_below_three_megabytes(make_contents:
         assert len(render_html(contents).encode("utf-8")) < 3_000_000
 
 
+def test_highlights_of_forty_queries_stay_below_five_megabytes(make_contents: MakeContents) -> None:
+    """Prevents marks, which weigh more than what they mark, from making a page that no telephone opens."""
+    text = "some words " * 500
+    spans = tuple(Span(at, at + 5, 1.0) for at in range(0, 5_000, 6))
+    rows = tuple(
+        Attribution(n + 1, text, 0.5, 99.0, text, text, text, prompt_spans=spans, response_spans=spans)
+        for n in range(10)
+    )
+    contents = make_contents(
+        queries=(QueryPage(text, "test", text, text, rows),) * 40, group=rows, least=rows
+    )
+    source = render_html(contents)
+    assert source.count('<mark class="up4">') > 10_000
+    assert len(source.encode("utf-8")) < 5_000_000
+
+
+def test_shaded_parts_are_those_of_the_text_and_named_in_words(make_contents: MakeContents) -> None:
+    """Prevents highlights that are computed and lost, or that stand where the cleaning has moved the text."""
+    contents = make_contents(**NO_FIGURES)
+    query = contents.queries[0]
+    row = replace(
+        query.attributions[0],
+        prompt="Where?",
+        response="\u202eIn Paris,\r\n\r\n\r\n\r\nnot Rome",
+        response_spans=(Span(4, 9, 0.6), Span(22, 26, -0.2)),
+    )
+    source = render_html(replace(contents, queries=(replace(query, attributions=(row,)),)))
+    _assert_safe(source)
+    assert 'In <mark class="up4">Paris</mark>,\n\nnot <mark class="down2">Rome</mark>' in source
+    text = _assert_safe(source).text
+    assert "Shaded parts carry the example" in text
+    assert "Most of the influence lies in:" in text
+    assert "Underlined words" not in text
+
+
+def test_words_of_the_query_are_marked_where_nothing_better_is_known(make_contents: MakeContents) -> None:
+    """Prevents an example from standing beside its query with nothing that leads the eye."""
+    source = render_html(make_contents(**NO_FIGURES))
+    _assert_safe(source)
+    assert "Prompt 0 about sorting" in source
+    contents = make_contents(**NO_FIGURES)
+    query = contents.queries[0]
+    row = replace(query.attributions[0], response="They SORT things")
+    source = render_html(replace(contents, queries=(replace(query, attributions=(row,)),)))
+    assert "They <mark>SORT</mark> things" in source
+    assert "Underlined words" in _assert_safe(source).text
+
+
+def test_sections_of_further_evidence_stand_behind_the_quality(make_contents: MakeContents) -> None:
+    """Prevents evidence of other stages from being computed and not shown, or shown below the fold."""
+    table = Table(
+        "Held-out loss", "Trained on", ("Loss",), (Row("the selected tenth", (Cell("1.2", "0.1"),)),)
+    )
+    further = Section("validation", "Validation", "Validation by retraining", (table,))
+    page = _assert_safe(render_html(make_contents(**NO_FIGURES), (further,)))
+    sections = [it["id"] for it in page.tags("section")]
+    assert sections.index("validation") == sections.index("quality") + 1
+    assert "the selected tenth 1.2 ± 0.1" in page.text
+    assert {"href": "#validation"} in page.tags("a")
+
+
 def test_a_long_text_is_cut_and_the_page_says_so(make_contents: MakeContents) -> None:
     """Prevents a reader from taking a part of an example for the whole."""
     long = " ".join(f"word{n}" for n in range(2000))
@@ -299,7 +360,7 @@ def test_a_run_with_nothing_in_it_still_gives_a_page(make_contents: MakeContents
         quarantine_reasons={},
         corpus_rows=0,
     )
-    page = _assert_safe(render_html(contents))
+    page = _assert_safe(render_html(contents), scripts=0)
     assert page.tags("svg") == []
     assert "nan" not in page.text.lower()
     assert "None " not in page.text.replace("None were", "").replace("None: every", "")
@@ -322,7 +383,7 @@ def test_ids_are_unique_and_links_lead_somewhere(make_contents: MakeContents) ->
     ids = [found for _, attributes in page.elements if (found := attributes.get("id"))]
     assert len(ids) == len(set(ids))
     for _, attributes in page.elements:
-        for name in ("href", "xlink:href", "aria-labelledby", "for"):
+        for name in ("href", "xlink:href", "aria-labelledby", "aria-describedby", "aria-controls", "for"):
             target = attributes.get(name) or ""
             if name.startswith("aria") or name == "for" or target.startswith("#"):
                 assert not target or target.lstrip("#") in ids
@@ -337,14 +398,17 @@ def test_headings_descend_step_by_step_and_drawings_have_labels(make_contents: M
     assert all(after <= before + 1 for before, after in pairwise(levels))
     assert page.tags("html")[0]["lang"] == "en"
     assert len(page.tags("svg")) == 3
-    assert all(it["role"] == "img" and it["aria-label"] for it in page.tags("svg"))
+    for svg, title, desc in zip(page.tags("svg"), page.tags("title")[1:], page.tags("desc"), strict=True):
+        assert svg["role"] == "img"
+        assert (svg["aria-labelledby"], svg["aria-describedby"]) == (title["id"], desc["id"])
     assert all(it.get("scope") in ("col", "row") for it in page.tags("th"))
 
 
 def test_it_can_be_read_without_the_script(make_contents: MakeContents) -> None:
-    """Prevents contents that only a script shows: what is hidden at first is the filter, which needs it."""
+    """Prevents contents that only a script shows: what is hidden at first are the tools, which need it."""
     page = _assert_safe(render_html(make_contents()))
-    assert [it["id"] for _, it in page.elements if "hidden" in it] == ["query-tools"]
+    hidden = [it["id"] for _, it in page.elements if "hidden" in it]
+    assert hidden == ["table-tools", "table-more", "query-tools"]
 
 
 def _luminance(colour: str) -> float:
@@ -359,17 +423,20 @@ def _contrast(one: str, other: str) -> float:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_colours_keep_the_contrast_that_wcag_asks_for(scheme: str) -> None:
+def test_colours_keep_the_contrast_that_wcag_asks_for(make_contents: MakeContents, scheme: str) -> None:
     """Prevents type (4.5 to 1) and drawings (3 to 1) too faint to be read in either colour scheme."""
-    css = (Path(influcoder_ray.report.__file__).parent / "report.css.j2").read_text("utf-8")
-    light, dark = css.split("@media (prefers-color-scheme: dark)")[:2]
-    colours = dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{6})", dark if scheme == "dark" else light))
+    css = render_html(make_contents(**NO_FIGURES))
+    own = css.split(f":root:has(#scheme-{scheme}:checked) {{")[1].split("}")[0]
+    by_system = css.split(":root {", 3)[2 if scheme == "dark" else 1].split("}")[0]
+    colours = dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{6})", own))
+    assert colours == dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{6})", by_system))
     for ground in ("paper", "card", "inset"):
         for type_colour in ("ink", "muted", "accent"):
             assert _contrast(colours[type_colour], colours[ground]) >= 4.5, (type_colour, ground)
-        for drawing in ("first", "second"):
+        for drawing in ("first", "second", "edge"):
             assert _contrast(colours[drawing], colours[ground]) >= 3, (drawing, ground)
     assert _contrast(colours["warn-ink"], colours["warn-paper"]) >= 4.5
+    assert _contrast(colours["paper"], colours["accent"]) >= 4.5
 
 
 def test_contents_that_do_not_fit_together_are_refused(make_contents: MakeContents) -> None:

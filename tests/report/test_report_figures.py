@@ -35,7 +35,9 @@ def test_each_figure_is_well_formed_with_a_label_and_ids_of_its_own() -> None:
     for svg in _three():
         root = ElementTree.fromstring(svg)
         assert root.get("role") == "img"
-        assert root.get("aria-label")
+        texts = {it.get("id"): it.text for it in root}
+        assert texts[root.get("aria-labelledby")]
+        assert texts[root.get("aria-describedby")]
         own = [found for it in root.iter() if (found := it.get("id"))]
         references = re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', svg)
         assert {first or second for first, second in references} <= set(own)
@@ -69,6 +71,7 @@ def test_a_label_is_escaped(label: str) -> None:
     svg = training_curve(EPOCHS, f'"><script>{label.encode("utf-8", "ignore").decode()}')
     assert svg
     assert "<script" not in svg
+    ElementTree.fromstring(svg)
 
 
 def test_many_pairs_stay_a_small_drawing_and_are_all_counted() -> None:

@@ -15,7 +15,9 @@ from influcoder_ray.evaluation.reranking import reranking_curve
 from influcoder_ray.report.contents import ReportContents, Reranked
 from influcoder_ray.report.figures import Gain, reranking_gain
 from influcoder_ray.report.render import render_html
-from influcoder_ray.report.sections import drawings, order_note, reranking
+from influcoder_ray.report.sections.figures import drawings
+from influcoder_ray.report.sections.queries import order_note
+from influcoder_ray.report.sections.reranking import reranking
 from influcoder_ray.report.wording import percent
 
 MakeContents = Callable[..., ReportContents]
@@ -44,16 +46,19 @@ def test_every_share_has_its_recall_overlap_and_cost_in_the_table(make_contents:
     contents.evaluation["reranking"] = CURVES
     table = reranking(contents.evaluation)
     assert table is not None
-    assert table.columns[:3] == ("Share re-ranked", "Candidates a query", "Gradients (of the pool)")
-    assert table.columns[3:] == (
+    assert (table.corner, *table.columns[:2]) == (
+        "Share re-ranked",
+        "Candidates a query",
+        "Gradients (of the pool)",
+    )
+    assert table.columns[2:] == (
         *("Recall at 5", "Overlap at 5", "Own recall at 5"),
         *("Recall at 10", "Overlap at 10", "Own recall at 10"),
         *("Recall at 5, before training", "Recall at 10, before training"),
     )
     text = _text(render_html(contents))
-    for (share, cells), point, before in zip(
-        table.rows, CURVES["encoder"], CURVES["untrained_encoder"], strict=True
-    ):
+    for row, point, before in zip(table.rows, CURVES["encoder"], CURVES["untrained_encoder"], strict=True):
+        share, cells = row.name, row.cells
         assert share == percent(point["share"])
         assert cells[0].mean == str(point["candidates"])
         assert cells[1].mean.startswith(f"{point['gradient_evaluations']} (")

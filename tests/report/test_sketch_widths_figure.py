@@ -45,7 +45,7 @@ def test_as_a_file_it_has_a_size_and_type_for_light_and_dark_pages() -> None:
     file = as_file(page)
     root = ElementTree.fromstring(file)
     assert (root.get("width"), root.get("height")) == ("662.4", "532.8")
-    assert root.get("aria-label") == "what widths cost < here"
+    assert root.find("{http://www.w3.org/2000/svg}desc").text == "what widths cost < here"
     assert file.count("<style>") == 1
     assert "prefers-color-scheme: dark" in file
     body = page.split(">", 1)[1]

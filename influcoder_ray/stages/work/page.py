@@ -28,6 +28,7 @@ from influcoder_ray.report.contents import (
     Truncation,
     Unfamiliar,
 )
+from influcoder_ray.report.render import render_html
 from influcoder_ray.stages import attribute, distill, embed, evaluate, explore, rerank, sample, sketch
 from influcoder_ray.stages.signals import read_examples
 from influcoder_ray.stages.texts import corpus_examples
@@ -37,6 +38,15 @@ from influcoder_ray.tables.state import StageState
 
 _GROUP_EXAMPLES = 10
 _SPLITS = ("test", "validation", "train")
+
+
+def html(settings: PipelineSettings) -> str:
+    """The report as a page.
+
+    Raises:
+        UserError: a stage before it is not done, or the corpus is not where it was.
+    """
+    return render_html(contents(settings))
 
 
 def contents(settings: PipelineSettings) -> ReportContents:
@@ -50,7 +60,7 @@ def contents(settings: PipelineSettings) -> ReportContents:
     pairs = evaluate.state(root).read(evaluate.PAIRS, schemas.EVALUATION_PAIRS)
     shape = (evaluation["queries"], evaluation["pool"])
     group = _group_extremes(attribute.state(root), settings.attribute.unfamiliar_below)
-    pages = _chosen_queries(settings)
+    pages, unlisted = _chosen_queries(settings)
     shown = [query.example_id for query, _ in pages]
     encoder_best = _best_attributions(settings, shown)
     best = _exact_order(settings, encoder_best, group[2]) if reranked else encoder_best
@@ -60,6 +70,18 @@ def contents(settings: PipelineSettings) -> ReportContents:
     for row in best:
         by_query.setdefault(row["query_id"], []).append(_attribution(row, texts))
     top_score = {row["query_id"]: row["score"] for row in encoder_best if row["rank"] == 1}
+    queries = tuple(
+        QueryPage(
+            query.example_id,
+            split,
+            query.prompt,
+            query.response,
+            tuple(by_query[query.example_id]),
+            top_score[query.example_id],
+            standing[query.example_id],
+        )
+        for query, split in pages
+    )
     return ReportContents(
         title=settings.report.title,
         influcoder_version=__version__,
@@ -72,18 +94,7 @@ def contents(settings: PipelineSettings) -> ReportContents:
         predicted=pairs["encoder"].to_numpy().reshape(shape),
         exact=pairs["exact"].to_numpy().reshape(shape),
         score_histogram=_histogram(attribute.state(root)),
-        queries=tuple(
-            QueryPage(
-                query.example_id,
-                split,
-                query.prompt,
-                query.response,
-                tuple(by_query[query.example_id]),
-                top_score[query.example_id],
-                standing[query.example_id],
-            )
-            for query, split in pages
-        ),
+        queries=queries[: settings.report.queries],
         group=tuple(_attribution(row, texts) for row in group[0]),
         least=tuple(_attribution(row, texts) for row in group[1]),
         stages=tuple(_stage_row(stage, numbers) for stage, numbers in totals.items()),
@@ -91,6 +102,8 @@ def contents(settings: PipelineSettings) -> ReportContents:
         quarantine_reasons=_quarantine_reasons(root, stages),
         corpus_rows=group[2],
         reranked=_reranked(rerank.state(root)) if reranked else None,
+        listed=queries[settings.report.queries :],
+        unlisted=unlisted,
     )
 
 
@@ -110,14 +123,19 @@ def _totals(record: StageState) -> dict[str, float]:
     return record.totals() or {}
 
 
-def _chosen_queries(settings: PipelineSettings) -> list[tuple[Example, str]]:
-    """The queries that the report shows with their splits: those unseen in training first."""
+def _chosen_queries(settings: PipelineSettings) -> tuple[list[tuple[Example, str]], int]:
+    """The queries of the page with their splits, those unseen in training first, and how many are not on it.
+
+    The first `report.queries` are shown with their texts, the others have but a row for each example.
+    """
     table = sample.state(settings.root).read(sample.QUERIES, schemas.EXAMPLES)
     ordered = sorted(
         zip(from_table(table), table["split"].to_pylist(), strict=True),
         key=lambda pair: _SPLITS.index(pair[1]),
     )
-    return ordered[: settings.report.queries]
+    spec = settings.report
+    room = max(spec.queries, spec.table_rows // min(spec.examples_per_query, settings.kept_per_query))
+    return ordered[:room], max(len(ordered) - room, 0)
 
 
 def _best_attributions(settings: PipelineSettings, query_ids: Sequence[str]) -> list[dict[str, Any]]:
