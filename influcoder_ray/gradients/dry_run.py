@@ -31,8 +31,8 @@ from torch.utils._pytree import tree_leaves
 
 from influcoder_ray.gradients.adapter import AdapterWeights
 from influcoder_ray.gradients.attention import CannotPack
-from influcoder_ray.gradients.layout import Layout
 from influcoder_ray.gradients.capture import summing
+from influcoder_ray.gradients.layout import Layout
 from influcoder_ray.gradients.passes import run_passes
 from influcoder_ray.gradients.sketch import CountSketch
 

@@ -44,7 +44,7 @@ def slopes_by_position(
     tokens: Tokens,
     steps: Mapping[str, tuple[Tensor, Tensor | None]],
 ) -> np.ndarray:
-    """dL/de (T,) at e = 0 where at position t the adapter is B + e_t step_B and A + e_t step_A; by autograd."""
+    """dL/de (T,) at e = 0, by autograd: at position t the adapter is B + e_t step_B and A + e_t step_A."""
     e = torch.zeros(len(tokens.ids), requires_grad=True)
     with ExitStack() as stack:
         for w in weights:
