@@ -36,7 +36,7 @@ def explain(
 
     From the embeddings, in seconds; --rerank and --tokens take gradients of the model. Starts no Ray.
 
-    Example: influcoder-ray explain ./run --query "Who wrote Emma?" --response "Jane Austen." --rerank 50
+    Example: influcoder-ray explain ./run --query "Who wrote Emma?" --rerank 50
     """
     from influcoder_ray.explain.answer import Request, answer
 

@@ -36,8 +36,8 @@ RERANKED = pa.schema(
 )
 
 # One row a token: of the example (`side` "example") and of the query ("query"), in order of `position`. Over
-# a side's rows `contribution` adds up to `influence`. `part` is "prompt", "response" or "frame" (what template
-# and tokenizer put around); `start` and `end` are characters of that part's text, `token` what it stands for.
+# a side's rows `contribution` adds up to `influence`. `part` is "prompt", "response" or "frame" (what the
+# template puts around); `start` and `end` are characters of that part's text, `token` what it stands for.
 TOKENS = pa.schema(
     [
         pa.field("example_id", pa.string(), nullable=False),
