@@ -118,7 +118,8 @@ def settings_of_run(
         raise UserError(f"{option}: what {root} holds cannot be read ({reason}); run it again") from error
     if not isinstance(fields, dict):
         raise UserError(f"{option}: what {root} holds is no run; give the output folder of a finished run")
-    return settings_from(fields | {"output": root.uri}, source=f"{root / SETTINGS}", overrides=overrides)
+    settings = settings_from(fields, source=f"{root / SETTINGS}", overrides=overrides)
+    return settings.model_copy(update={"output": root.uri})
 
 
 def status(settings: PipelineSettings) -> dict[str, bool]:

@@ -18,7 +18,8 @@ from influcoder_ray.explain.texts import examples_at
 from influcoder_ray.explain.vectors import QueryVector, Wanted, query_vector
 from influcoder_ray.gradients.generation import generate
 
-ANSWER_TOKENS = 128
+# An answer of the model's own has at most this many tokens, and at most half of the window.
+_ANSWER_TOKENS = 128
 
 
 class Attributor:
@@ -39,18 +40,19 @@ class Attributor:
     for gradients. The causal LM has to be the one that the run was made with.
     """
 
-    def __init__(self, run: Run, *, answer_tokens: int = ANSWER_TOKENS) -> None:
+    def __init__(self, run: Run, *, answer_tokens: int | None = None) -> None:
         self.run = run
-        self._answer_tokens = answer_tokens
+        self._answer_tokens = answer_tokens or min(_ANSWER_TOKENS, run.settings.model.max_tokens // 2)
 
     @staticmethod
-    def open(path: str, *, overrides: Sequence[str] = (), answer_tokens: int = ANSWER_TOKENS) -> "Attributor":
+    def open(path: str, *, overrides: Sequence[str] = (), answer_tokens: int | None = None) -> "Attributor":
         """The attributor of a run's output folder.
 
         Args:
             path: the folder, local or s3://, wherever it was made.
             overrides: settings over the run's own, as "key.inner=value": "model.path=/models/moved".
-            answer_tokens: the most tokens that an answer of the model's own may have.
+            answer_tokens: the most tokens that an answer of the model's own may have; 128, or half of the
+                model's window where that is less, if None.
 
         Raises:
             UserError: there is no run there, or its embeddings are not finished.

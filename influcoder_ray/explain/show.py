@@ -157,8 +157,8 @@ def _legend(found: Explanation, console: Console) -> None:
     lines = ["Figures are cosines: more is more influence towards the response."]
     if found.tokens is not None:
         lines.append(
-            "Tokens: what the model learns while it stands on each, to predict what follows; they add up to "
-            "the exact influence of the whole gradients."
+            "Tokens: what the model learns while it stands on each, to predict what follows. They add up "
+            "to the exact influence."
         )
     for line in lines:
         console.print(Text(line, style="dim"))

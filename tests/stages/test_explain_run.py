@@ -3,14 +3,17 @@
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import boto3  # type: ignore[import-untyped]
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import s3fs
 import torch
+from moto.server import ThreadedMotoServer
 from rich.console import Console
 from tiny import build_causal_lm
 
@@ -246,13 +249,45 @@ def test_a_run_without_embeddings_names_the_stage_to_run_first(
     assert "run the embed stage first" in line
 
 
+@pytest.fixture
+def bucket() -> Iterator[str]:
+    """The name of an empty bucket, with endpoint and credentials in the environment."""
+    with pytest.MonkeyPatch.context() as patch:
+        server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+        server.start()
+        try:
+            host, port = server.get_host_and_port()
+            patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+            patch.setenv("AWS_ACCESS_KEY_ID", "test")
+            patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+            patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+            patch.delenv("AWS_PROFILE", raising=False)
+            boto3.client("s3").create_bucket(Bucket="explained")
+            s3fs.S3FileSystem.clear_instance_cache()
+            yield "explained"
+        finally:
+            s3fs.S3FileSystem.clear_instance_cache()
+            server.stop()
+
+
+def test_a_run_that_lies_on_s3_gives_the_same_answer(
+    finished: PipelineSettings, attributor: Attributor, bucket: str
+) -> None:
+    """Prevents an output folder that can be explained only where it was made."""
+    s3fs.S3FileSystem().put(finished.output, f"{bucket}/moved/run", recursive=True)
+    found = Attributor.open(f"s3://{bucket}/moved/run").attribute(*NEW, k=5, least=2, vector="text")
+    assert found.equals(attributor.attribute(*NEW, k=5, least=2, vector="text"), check_metadata=True)
+    with pytest.raises(UserError, match=r"holds no settings\.yaml"):
+        Attributor.open(f"s3://{bucket}/elsewhere")
+
+
 def test_nothing_of_it_needs_ray(finished: PipelineSettings, tmp_path: Path) -> None:
     """Prevents a laptop with an output folder from having to start, or even to have, Ray."""
     command = (
         "import sys\n"
         "sys.modules['ray'] = None\n"
         "from influcoder_ray import cli\n"
-        "sys.exit(cli.exit_status_of(lambda: cli.app(sys.argv[1:], standalone_mode=False)))\n"
+        "cli.main()\n"
     )
     options = ["--query", "bread", "--top", "2", "--rerank", "4", "--tokens"]
     done = subprocess.run(
@@ -263,5 +298,5 @@ def test_nothing_of_it_needs_ray(finished: PipelineSettings, tmp_path: Path) -> 
         timeout=300,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
+    assert (done.returncode, done.stderr) == (0, "")
     assert "by exact influence" in done.stdout
