@@ -11,11 +11,13 @@ from rich.text import Text
 
 from influcoder_ray.examples.pieces import Mark, Piece, marks
 from influcoder_ray.explain.question import Question
-from influcoder_ray.report.texts import one_line
+from influcoder_ray.report.texts import middle_cut, one_line
 from influcoder_ray.report.wording import decimal, percentile
 
 # Characters of a text that are shown.
 _SHOWN = 240
+# Of an example's id, and of the place where it lies.
+_NAME = 60
 # Of a marked text, before and behind the strongest mark.
 _BEFORE, _BEHIND = 120, 360
 _STRONGEST = 6
@@ -95,9 +97,9 @@ def _example(row: Mapping[str, Any], tokens: Sequence[Mapping[str, Any]] | None,
     line.append(f"  percentile {percentile(row['percentile'])}")
     if "encoder_rank" in row:
         line.append(f" ({_signed(row['encoder_score'])}, place {row['encoder_rank']:,}) by embeddings")
-    line.append(f"  {row['example_id']}")
+    line.append(f"  {middle_cut(row['example_id'], _NAME)}")
     if row["source"] != row["example_id"]:
-        line.append(f"  {row['source']}", style="dim")
+        line.append(f"  {middle_cut(row['source'], _NAME)}", style="dim")
     if row["unfamiliar"]:
         line.append("  unfamiliar", style="italic")
     console.print(line, soft_wrap=True)

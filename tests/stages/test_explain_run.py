@@ -283,12 +283,7 @@ def test_a_run_that_lies_on_s3_gives_the_same_answer(
 
 def test_nothing_of_it_needs_ray(finished: PipelineSettings, tmp_path: Path) -> None:
     """Prevents a laptop with an output folder from having to start, or even to have, Ray."""
-    command = (
-        "import sys\n"
-        "sys.modules['ray'] = None\n"
-        "from influcoder_ray import cli\n"
-        "cli.main()\n"
-    )
+    command = "import sys\nsys.modules['ray'] = None\nfrom influcoder_ray import cli\ncli.main()\n"
     options = ["--query", "bread", "--top", "2", "--rerank", "4", "--tokens"]
     done = subprocess.run(
         [sys.executable, "-c", command, "explain", finished.output, *options],
