@@ -121,7 +121,8 @@ def test_other_peoples_texts_neither_colour_nor_turn_the_terminal() -> None:
     """Prevents a corpus from writing commands into the terminal of whoever reads it."""
     tokens = tokens_of("a", "c.parquet:1", MARKUP, {"use": 0.1})
     for given in (None, tokens):
-        text = shown(explanation([row("a", 1, 0.1, MARKUP)], [], tokens=given))
+        named = row("a", 1, 0.1, MARKUP) | {"example_id": "a\x1b[31m"}
+        text = shown(explanation([named], [], tokens=given))
         assert "use [bold]x[/bold] and" in text
         assert "\x1b" not in text
         assert "\u202e" not in text
