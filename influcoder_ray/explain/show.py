@@ -183,4 +183,4 @@ def _signed(value: float | None) -> str:
 
 
 def _indented(text: Text, left: int, console: Console) -> None:
-    console.print(Padding(text, (0, 0, 0, left)))
+    console.print(Padding(text, (0, 0, 0, left), expand=False))

@@ -108,7 +108,7 @@ def test_marks_stand_on_the_tokens_that_carry_the_influence() -> None:
     words = {"Paris": 0.3, "London": -0.2, "filler": 0.001}
     found = explanation([row("a", 1, 0.1, long)], [], tokens=tokens_of("a", "c.parquet:1", long, words))
     coloured = shown(found, colours=True)
-    marked = re.findall(r"\x1b\[[0-9;]*48;2;([0-9;]+)m([^\x1b]+)\x1b", coloured)
+    marked = re.findall(r"\x1b\[[0-9;]*48;5;([0-9]+)m([^\x1b]+)\x1b", coloured)
     assert [text for _, text in marked] == ["Paris", "London"]
     assert len({colour for colour, _ in marked}) == 2
     plain = shown(found)
