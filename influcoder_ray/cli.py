@@ -1,4 +1,4 @@
-"""The command line: one command a stage, and run, plan, demo, doctor."""
+"""The command line: one command a stage, and run, plan, explain, demo, doctor."""
 
 import os
 import sys
@@ -12,6 +12,7 @@ from rich.console import Console
 
 from influcoder_ray import __version__
 from influcoder_ray.errors import RunFailed, Stopped, UserError
+from influcoder_ray.explain.command import explain
 
 app = typer.Typer(
     help="Which training data made a language model behave as it does.",
@@ -217,6 +218,9 @@ def plan(
         console=_console(),
         file=json_file,
     )
+
+
+app.command()(explain)
 
 
 @app.command()

@@ -295,13 +295,11 @@ def load_settings(path: str, overrides: Sequence[str] = ()) -> PipelineSettings:
         raise UserError(
             f"--config: {path} holds no settings; it needs output, corpus, queries, model, encoder"
         )
-    for override in overrides:
-        _override(fields, override)
-    return settings_from(fields, source=path)
+    return settings_from(fields, source=path, overrides=overrides)
 
 
-def settings_from(fields: dict[str, Any], *, source: str) -> PipelineSettings:
-    """Settings from plain values.
+def settings_from(fields: dict[str, Any], *, source: str, overrides: Sequence[str] = ()) -> PipelineSettings:
+    """Settings from plain values, with `key.inner=value` overrides put on top of them.
 
     Args:
         source: what to call their origin in an error.
@@ -309,6 +307,8 @@ def settings_from(fields: dict[str, Any], *, source: str) -> PipelineSettings:
     Raises:
         UserError: the first thing that does not fit, in one line.
     """
+    for override in overrides:
+        _override(fields, override)
     try:
         settings = PipelineSettings.model_validate(fields)
     except ValidationError as error:

@@ -6,11 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+import yaml
 from rich.console import Console
 
-from influcoder_ray.config import PipelineSettings
+from influcoder_ray.config import PipelineSettings, settings_from
 from influcoder_ray.errors import UserError
 from influcoder_ray.stopping import stoppable
+from influcoder_ray.tables.place import Place
 from influcoder_ray.tables.s3 import refuse_unreachable
 
 if TYPE_CHECKING:
@@ -110,6 +112,33 @@ def serve_report(settings: PipelineSettings, port: int, ready: Callable[[str], o
     refuse_unreachable(settings.addresses.items())
     before = [stage for stage in wanted_stages(settings) if stage not in _WITHOUT_RAY]
     serve(WatchedRun(settings, before), port, ready)
+
+
+def settings_of_run(
+    folder: str, overrides: Sequence[str] = (), *, option: str = "output"
+) -> PipelineSettings:
+    """The settings of the run in an output folder, whatever the folder was called when it was made.
+
+    Args:
+        overrides: settings over the run's own, as key.inner=value.
+        option: what named the folder, for the error's first words.
+
+    Raises:
+        UserError: there is no run, or its settings cannot be read.
+    """
+    root = Place(folder).absolute()
+    refuse_unreachable([(option, root.uri)])
+    if not (root / SETTINGS).exists():
+        raise UserError(f"{option}: {root} holds no {SETTINGS}; give the output folder of a finished run")
+    try:
+        fields = yaml.safe_load((root / SETTINGS).read_bytes())
+    except (yaml.YAMLError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{option}: what {root} holds cannot be read ({reason}); run it again") from error
+    if not isinstance(fields, dict):
+        raise UserError(f"{option}: what {root} holds is no run; give the output folder of a finished run")
+    settings = settings_from(fields, source=f"{root / SETTINGS}", overrides=overrides)
+    return settings.model_copy(update={"output": root.uri})
 
 
 def status(settings: PipelineSettings) -> dict[str, bool]:

@@ -100,6 +100,24 @@ class MixedHessian:
         Raises:
             ValueError: shapes or types that do not fit.
         """
+        features, squares = self._transformed(sketches)
+        squares[squares == 0] = 1
+        features /= np.sqrt(squares)[:, None].astype(np.float32)
+        return features
+
+    def transform(self, sketches: Vectors) -> npt.NDArray[np.float32]:
+        """mu^(1/2) (R + mu I)^(-1/2) x (N, D): a symmetric linear map; `apply` is its rows at length 1.
+
+        Args:
+            sketches: (N, D) float16 or float32.
+
+        Raises:
+            ValueError: shapes or types that do not fit.
+        """
+        return self._transformed(sketches)[0]
+
+    def _transformed(self, sketches: Vectors) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
+        """What `transform` gives, and the squared lengths (N,) of its rows before they are rounded."""
         check_vectors("sketches", sketches, self.rows.shape[1])
         shares = _products(sketches, self.rows) @ self.correction
         features = np.empty(sketches.shape, dtype=np.float32)
@@ -110,9 +128,7 @@ class MixedHessian:
             block = sketches[:, columns] + shares @ self.rows[:, columns].astype(np.float64)
             squares += np.einsum("nd,nd->n", block, block)
             features[:, columns] = block
-        squares[squares == 0] = 1
-        features /= np.sqrt(squares)[:, None].astype(np.float32)
-        return features
+        return features, squares
 
 
 def _products(left: Vectors, right: Vectors) -> npt.NDArray[np.float64]:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from jinja2 import TemplateError
 
-from influcoder_ray.examples.example import Example
+from influcoder_ray.examples.example import Example, Turn
 
 Template = Literal["auto", "chat", "plain"]
 
@@ -53,29 +53,25 @@ def loss_tokens(
     if not examples:
         return []
     limit = max_tokens * CHARACTERS_PER_TOKEN
-    prompts = [_prompt_text(e, tokenizer, template) for e in examples]
+    prompts = [prompt_text(e, tokenizer, template) for e in examples]
     prompt_ids = _ids(tokenizer, [text[-limit:] for text, _ in prompts])
     response_ids = _ids(tokenizer, [e.response[:limit] for e in examples])
     begin, _ = special_frame(tokenizer)
     end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
     tokens = []
-    for example, (prompt_text, fault), prompt, response in zip(
+    for example, (before, fault), prompt, response in zip(
         examples, prompts, prompt_ids, response_ids, strict=True
     ):
         if fault:
             tokens.append(Tokens((), 0, False, fault))
             continue
-        cut = len(prompt_text) > limit or len(example.response) > limit
+        cut = len(before) > limit or len(example.response) > limit
         if example.is_raw_text:
             ids = begin + response
             tokens.append(Tokens(tuple(ids[:max_tokens]), max(1, len(begin)), cut or len(ids) > max_tokens))
             continue
-        head = begin
-        if template == "chat":
-            # A chat template writes what begins every text itself.
-            begun = bool(tokenizer.bos_token) and prompt_text.startswith(tokenizer.bos_token)
-            head = [tokenizer.bos_token_id] if begun else []
-            prompt = prompt[1:] if begun and prompt[:1] == head else prompt
+        head = head_of(begin, before, tokenizer, template)
+        prompt = prompt[repeated(head, prompt, template) :]
         ending = [] if len(example.response) > limit else end
         answer = (response + ending)[: max_tokens - len(head) - bool(prompt)]
         kept = head + prompt[max(0, len(head) + len(prompt) + len(answer) - max_tokens) :]
@@ -83,6 +79,25 @@ def loss_tokens(
         # A prompt can come to no tokens at all; the first token has none before it to predict it from.
         tokens.append(Tokens(tuple(kept + answer), max(1, len(kept)), cut))
     return tokens
+
+
+def prompt_tokens(
+    example: Example, tokenizer: Any, *, max_tokens: int, template: Literal["chat", "plain"]
+) -> Tokens:
+    """What a causal LM reads before it answers, as `loss_tokens` puts it; none carries a loss.
+
+    Where the window is too small, the prompt loses its head.
+    """
+    before, fault = prompt_text(example, tokenizer, template)
+    if fault:
+        return Tokens((), 0, False, fault)
+    limit = max_tokens * CHARACTERS_PER_TOKEN
+    (prompt,) = _ids(tokenizer, [before[-limit:]])
+    head = head_of(special_frame(tokenizer)[0], before, tokenizer, template)
+    prompt = prompt[repeated(head, prompt, template) :]
+    kept = head + prompt[max(0, len(head) + len(prompt) - max_tokens) :]
+    cut = len(before) > limit or len(kept) < len(head) + len(prompt)
+    return Tokens(tuple(kept), len(kept), cut)
 
 
 def text_window(
@@ -143,14 +158,39 @@ def special_frame(tokenizer: Any) -> tuple[list[int], list[int]]:
     return framed[:first], framed[first + len(bare) :]
 
 
-def _prompt_text(example: Example, tokenizer: Any, template: Literal["chat", "plain"]) -> tuple[str, str]:
+def head_of(
+    begin: list[int], prompt_text: str, tokenizer: Any, template: Literal["chat", "plain"]
+) -> list[int]:
+    """The tokens that stand before a prompt, and survive when it loses its head.
+
+    Args:
+        begin: what the tokenizer puts before a text.
+        prompt_text: the whole prompt as the model reads it.
+    """
+    if template == "plain":
+        return begin
+    # A chat template writes what begins every text itself.
+    begun = bool(tokenizer.bos_token) and prompt_text.startswith(tokenizer.bos_token)
+    return [tokenizer.bos_token_id] if begun else []
+
+
+def repeated(head: list[int], prompt: list[int], template: Literal["chat", "plain"]) -> int:
+    """How many of the prompt's first tokens are those of `head` once more: the chat template's own."""
+    return int(template == "chat" and bool(head) and prompt[:1] == head)
+
+
+def turns_of(example: Example) -> tuple[Turn, ...]:
+    """The messages that a chat template is given before the response."""
+    return example.turns or (Turn("user", example.prompt),)
+
+
+def prompt_text(example: Example, tokenizer: Any, template: Literal["chat", "plain"]) -> tuple[str, str]:
     """What stands before the response, or, second, why the template has no words for it."""
     if example.is_raw_text:
         return "", ""
     if template == "plain":
         return f"{example.prompt}\n", ""
-    turns = [{"role": t.role, "content": t.content} for t in example.turns]
-    turns = turns or [{"role": "user", "content": example.prompt}]
+    turns = [{"role": t.role, "content": t.content} for t in turns_of(example)]
     try:
         return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)), ""
     except TemplateError as error:

@@ -25,15 +25,18 @@ from influcoder_ray.gradients.layout import Layout
 # float32: one call for each matrix of each module. The side along R comes first since a product of
 # few rows by many is several times as fast as its transpose.
 Consumer = Callable[[str, str, Tensor], None]
+# What those gradients are sums of: (module name, matrix, narrow (rows, T, R), wide (rows, T, O or I), s);
+# position t adds s narrow_t wide_t^T.
+Taker = Callable[[str, str, Tensor, Tensor, float], None]
 
 
 @contextmanager
 def capturing(
-    model: nn.Module, weights: Sequence[AdapterWeights], layout: Layout, consume: Consumer
+    model: nn.Module, weights: Sequence[AdapterWeights], layout: Layout, take: Taker
 ) -> Iterator[Callable[[], None]]:
-    """While it lasts, one forward and backward pass hands every example's gradients to `consume`.
+    """While it lasts, one forward and backward pass hands what gradients are made of to `take`.
 
-    A trained adapter's own term is added to the forward pass. Gradients are handed over module by
+    A trained adapter's own term is added to the forward pass. Factors are handed over module by
     module, as the backward pass reaches them, and can be dropped at once.
 
     Yields:
@@ -46,14 +49,22 @@ def capturing(
     modules = dict(model.named_modules())
     state = _Progress()
     handles = [
-        modules[w.target.name].register_forward_hook(_forward_hook(w, layout, state, consume))
-        for w in weights
+        modules[w.target.name].register_forward_hook(_forward_hook(w, layout, state, take)) for w in weights
     ]
     try:
         yield state.begin_backward
     finally:
         for handle in handles:
             handle.remove()
+
+
+def summing(consume: Consumer, layout: Layout) -> Taker:
+    """A taker that hands every example's gradients to `consume`."""
+
+    def take(module: str, matrix: str, narrow: Tensor, wide: Tensor, scaling: float) -> None:
+        consume(module, matrix, outer_sums(narrow, wide, layout).mul_(scaling))
+
+    return take
 
 
 class _Progress:
@@ -68,7 +79,7 @@ class _Progress:
 
 
 def _forward_hook(
-    weights: AdapterWeights, layout: Layout, progress: _Progress, consume: Consumer
+    weights: AdapterWeights, layout: Layout, progress: _Progress, take: Taker
 ) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
     target, a, b = weights.target, weights.a, weights.b
 
@@ -91,12 +102,12 @@ def _forward_hook(
         kept_projected = projected.detach()
         kept_x = x.detach() if b is not None else None
 
-        def take(gradient: Tensor) -> None:
-            consume(target.name, "lora_B", outer_sums(kept_projected, gradient, layout).mul_(target.scaling))
+        def hand_over(gradient: Tensor) -> None:
+            take(target.name, "lora_B", kept_projected, gradient, target.scaling)
             if b is not None and kept_x is not None:
-                consume(target.name, "lora_A", outer_sums(gradient @ b, kept_x, layout).mul_(target.scaling))
+                take(target.name, "lora_A", gradient @ b, kept_x, target.scaling)
 
-        output.register_hook(take)
+        output.register_hook(hand_over)
         return output
 
     return hook

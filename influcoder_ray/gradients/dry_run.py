@@ -31,6 +31,7 @@ from torch.utils._pytree import tree_leaves
 
 from influcoder_ray.gradients.adapter import AdapterWeights
 from influcoder_ray.gradients.attention import CannotPack
+from influcoder_ray.gradients.capture import summing
 from influcoder_ray.gradients.layout import Layout
 from influcoder_ray.gradients.passes import run_passes
 from influcoder_ray.gradients.sketch import CountSketch
@@ -118,9 +119,8 @@ def measure(
         ):
             # The teacher fills the batch's own sketches first, and copies them to the results.
             _results, sketches = torch.zeros(2, layout.examples, width, device=layout.ids.device)
-            run_passes(
-                model, weights, layout, lambda name, side, part: sketch.add(sketches, part, f"{name}.{side}")
-            )
+            consume = summing(lambda name, side, part: sketch.add(sketches, part, f"{name}.{side}"), layout)
+            run_passes(model, weights, layout, consume)
     except RuntimeError as error:
         if not layout.ids.is_meta:
             raise

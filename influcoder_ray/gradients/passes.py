@@ -9,11 +9,11 @@ from torch.utils.hooks import RemovableHandle
 
 from influcoder_ray.gradients.adapter import AdapterWeights
 from influcoder_ray.gradients.attention import inputs_of
-from influcoder_ray.gradients.capture import Consumer, capturing
+from influcoder_ray.gradients.capture import Taker, capturing
 from influcoder_ray.gradients.layout import Layout
 
 
-def run_passes(model: nn.Module, weights: list[AdapterWeights], layout: Layout, consume: Consumer) -> Tensor:
+def run_passes(model: nn.Module, weights: list[AdapterWeights], layout: Layout, take: Taker) -> Tensor:
     """Run a batch forward and backward; returns each example's loss (N,) float32, in nats.
 
     The loss is the sum over examples of each one's mean over its labelled tokens, so that an
@@ -24,7 +24,7 @@ def run_passes(model: nn.Module, weights: list[AdapterWeights], layout: Layout, 
         torch.OutOfMemoryError: the batch is too large for the device.
     """
     with ExitStack() as stack:
-        begin_backward = stack.enter_context(capturing(model, weights, layout, consume))
+        begin_backward = stack.enter_context(capturing(model, weights, layout, take))
         stack.enter_context(_activations_require_gradients(model))
         stack.enter_context(_logits_only_at(model, layout.labelled))
         stack.enter_context(torch.enable_grad())

@@ -48,6 +48,23 @@ class CountSketch:
         ):
             sketches.index_add_(1, buckets, block)
 
+    def pull_back(self, sketches: Tensor, shape: tuple[int, int], name: str) -> Tensor:
+        """The transposed sketch: what a parameter's entries multiply in dot products with sketches.
+
+        With S this sketch, <v, S g> = <S^T v, g> for every vector v and gradient g.
+
+        Args:
+            sketches: (N, D) float32.
+            shape: (rows, columns) of the parameter.
+
+        Returns:
+            (N, rows, columns) float32.
+        """
+        count = shape[0] * shape[1]
+        buckets = torch.cat(self.buckets(count, name, sketches.device))
+        entries = sketches.index_select(1, buckets) * self.signs(count, name, sketches.device)
+        return entries.unflatten(1, shape)
+
     def buckets(self, count: int, name: str, device: torch.device) -> list[Tensor]:
         """The bucket of each of a parameter's entries, block by block: int64 (at most D,) each."""
         key = key_of(self.seed, "buckets", name)

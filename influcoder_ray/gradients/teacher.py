@@ -1,6 +1,6 @@
 """The teacher: examples in, sketched loss gradients out."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -16,7 +16,7 @@ from influcoder_ray.examples.tokens import Tokens, loss_tokens, resolve_template
 from influcoder_ray.gradients.adapter import AdapterWeights, adapter_weights, find_targets
 from influcoder_ray.gradients.attention import why_not_packed
 from influcoder_ray.gradients.budget import CPU_TOKENS, tokens_per_batch
-from influcoder_ray.gradients.capture import Consumer
+from influcoder_ray.gradients.capture import Taker, summing
 from influcoder_ray.gradients.layout import Layout, lay_out, most_runs_on
 from influcoder_ray.gradients.loading import load_config, load_model, weights_dtype
 from influcoder_ray.gradients.optimizer import state_of
@@ -151,15 +151,15 @@ class Teacher:
                 name = f"{module}.{matrix}"
                 sketch.add(part, direction(name, gradients) if direction else gradients, name)
 
-            layout = self._lay_out([tokens[row] for row in rows])
-            loss = self._passes(layout, consume)
+            layout = self.lay_out([tokens[row] for row in rows])
+            loss = self.run(layout, summing(consume, layout))
             # Written only when the batch is through: one that runs out of memory is done again.
             index = torch.tensor(rows, device=self.device)
             sketches[index], squares[index], losses[index] = part, part_squares, loss
             positions += layout.size
             report(len(rows))
 
-        too_large = self._in_batches([len(t.ids) for t in tokens], batch)
+        too_large = self.in_batches(tokens, batch)
         found = Sketches(
             sketches=sketches.cpu().numpy(),
             gradient_norms=squares.double().sum(1).sqrt().float().cpu().numpy(),
@@ -187,21 +187,28 @@ class Teacher:
             parts: dict[tuple[str, str], Tensor] = {}
 
             def consume(module: str, matrix: str, part: Tensor) -> None:
-                part = direction(f"{module}.{matrix}", part) if direction else part
-                parts[module, matrix] = part.transpose(1, 2) if matrix == "lora_B" else part
+                parts[module, matrix] = direction(f"{module}.{matrix}", part) if direction else part
 
-            self._passes(self._lay_out([tokens[row] for row in rows]), consume)
-            order = [(name, matrix) for name in self.modules for matrix in ("lora_B", "lora_A")]
-            gradients[rows] = (
-                torch.cat([parts[key].flatten(1) for key in order if key in parts], 1).cpu().numpy()
-            )
+            layout = self.lay_out([tokens[row] for row in rows])
+            self.run(layout, summing(consume, layout))
+            gradients[rows] = self.flat(parts)
 
-        too_large = self._in_batches([len(t.ids) for t in tokens], batch)
-        if too_large:
-            raise torch.OutOfMemoryError(f"example {too_large[0]} alone is too large for {self.device}")
+        self.refuse_too_large(self.in_batches(tokens, batch))
         return gradients
 
-    def _lay_out(self, tokens: Sequence[Tokens]) -> Layout:
+    def flat(self, parts: Mapping[tuple[str, str], Tensor]) -> np.ndarray:
+        """Whole gradients (N, G) float32 of their parts as a `capture.Consumer` has them, see `gradients`."""
+        rows = [
+            part.transpose(1, 2) if matrix == "lora_B" else part
+            for module in self.modules
+            for matrix in ("lora_B", "lora_A")
+            if (part := parts.get((module, matrix))) is not None
+        ]
+        whole: np.ndarray = torch.cat([part.flatten(1) for part in rows], 1).cpu().numpy()
+        return whole
+
+    def lay_out(self, tokens: Sequence[Tokens]) -> Layout:
+        """The input of a batch of examples, as this model takes it."""
         return lay_out(
             tokens,
             packed=self.layout == "packed",
@@ -209,16 +216,27 @@ class Teacher:
             most_runs=most_runs_on(self.device),
         )
 
-    def _passes(self, layout: Layout, consume: Consumer) -> Tensor:
+    def run(self, layout: Layout, take: Taker) -> Tensor:
+        """One forward and backward pass over a batch; returns each example's loss (N,), see `run_passes`."""
         with _products("high" if self.spec.dtype == "tf32" else "highest"):
-            return run_passes(self.model, self.weights, layout, consume)
+            return run_passes(self.model, self.weights, layout, take)
 
-    def _in_batches(self, lengths: Sequence[int], batch: Callable[[list[int]], None]) -> list[int]:
+    def refuse_too_large(self, rows: Sequence[int]) -> None:
+        """Raise torch.OutOfMemoryError where there are rows that `in_batches` could not do."""
+        if rows:
+            raise torch.OutOfMemoryError(f"example {rows[0]} alone is too large for {self.device}")
+
+    def in_batches(self, tokens: Sequence[Tokens], batch: Callable[[list[int]], None]) -> list[int]:
         """Run `batch` over rows by token budget; out of memory halves the budget and goes on.
+
+        Args:
+            batch: given the rows of a batch. It may be given them again in other batches where it ran out of
+                memory, so what it finds should be written at its end.
 
         Returns:
             Rows that run out of memory alone.
         """
+        lengths = [len(t.ids) for t in tokens]
         pending, too_large = list(range(len(lengths))), []
         while pending:
             finished: set[int] = set()

@@ -6,11 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import yaml
-
-from influcoder_ray.config import PipelineSettings, settings_from
+from influcoder_ray.config import PipelineSettings
 from influcoder_ray.errors import UserError
-from influcoder_ray.pipeline import SETTINGS, SUMMARY
+from influcoder_ray.pipeline import SETTINGS, SUMMARY, settings_of_run
 from influcoder_ray.planning.cards import find_card
 from influcoder_ray.planning.speed import Speeds, seconds_alone
 from influcoder_ray.planning.work import Kind, Work
@@ -69,14 +67,13 @@ def finished_run(folder: str) -> tuple[PipelineSettings, Mapping[str, Mapping[st
     if missing:
         raise UserError(f"--measured: {root} holds no {missing[0]}; give the output folder of a finished run")
     try:
-        fields = yaml.safe_load((root / SETTINGS).read_bytes())
         stages = json.loads((root / SUMMARY).read_bytes())["stages"]
-    except (yaml.YAMLError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"--measured: what {root} holds cannot be read ({reason}); run it again") from error
-    if not isinstance(fields, dict) or not isinstance(stages, dict):
+    if not isinstance(stages, dict):
         raise UserError(f"--measured: what {root} holds is no run; give the output folder of a finished run")
-    return settings_from(fields, source=f"{root / SETTINGS}"), stages
+    return settings_of_run(folder, option="--measured"), stages
 
 
 def measured_speeds(

@@ -10,9 +10,13 @@ from influcoder_ray.tables.lookup import find_rows
 
 
 def corpus_examples(settings: PipelineSettings, sources: Iterable[str]) -> dict[str, Example]:
-    """The corpus examples at the named places ("<file>:<row>"), by place."""
-    columns = settings.corpus.columns
-    files = find_data_files(settings.corpus.path, setting="corpus.path")
+    """The corpus examples at the named places ("<file>:<row>"), by place.
+
+    Files that none of them names are not looked into.
+    """
+    columns, sources = settings.corpus.columns, list(sources)
+    named = {source.rsplit(":", 1)[0] for source in sources}
+    files = find_data_files(settings.corpus.path, setting="corpus.path", identify=False, only=named)
     texts = {}
     for source, cells in find_rows(files, columns.names, sources).items():
         relative, row = source.rsplit(":", 1)

@@ -1,7 +1,7 @@
 """A user's data files: found, recognised and identified without reading their rows."""
 
 import glob as globbing
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -38,13 +38,16 @@ class DataFile:
         return self.row_groups is not None
 
 
-def find_data_files(uri: str, *, setting: str, identify: bool = True) -> list[DataFile]:
+def find_data_files(
+    uri: str, *, setting: str, identify: bool = True, only: Collection[str] | None = None
+) -> list[DataFile]:
     """The data files at a file, a folder or a glob, in order of their names.
 
     Args:
         setting: the setting that holds `uri`, for the error's first words.
         identify: whether files are read to tell one content from another. Without it footers are all that
             is read: identities are empty, and so are the columns of JSON Lines.
+        only: names inside the corpus; files of other names are not looked into.
 
     Raises:
         UserError: nothing is there, nothing there is Parquet or JSON Lines, or a file cannot be
@@ -70,6 +73,7 @@ def find_data_files(uri: str, *, setting: str, identify: bool = True) -> list[Da
             f"{setting}: {uri} holds no data file; give Parquet ({PARQUET}) or "
             f"JSON Lines ({', '.join(json_lines.SUFFIXES)})"
         )
+    known = [(found, name) for found, name in known if only is None or name in only]
     with ThreadPoolExecutor(_THREADS) as threads:
         return list(threads.map(lambda item: _inspect(*item, setting=setting, identify=identify), known))
 

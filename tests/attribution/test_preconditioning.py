@@ -169,3 +169,20 @@ def test_what_has_no_hessian_is_refused(
     """Prevents a fit that fails later as NaN in every score."""
     with pytest.raises(ValueError, match=message):
         MixedHessian.fit(queries, pool, mixing=mixing, damping=damping)
+
+
+@given(st.integers(1, 30), st.integers(1, 48), st.integers(0, 99))
+@settings(max_examples=50, deadline=None)
+def test_the_map_before_unit_length_is_linear_symmetric_and_has_the_features_direction(
+    rows: int, width: int, seed: int
+) -> None:
+    """Prevents a share of an influence that is not the share that features have of it."""
+    left, right, x = (sketches(n, width, seed + i) for i, n in enumerate((rows, 9, 4)))
+    hessian = MixedHessian.fit(left, right, mixing=0.5, damping=0.1)
+    through = hessian.transform(x).astype(np.float64)
+    scale = np.linalg.norm(x.astype(np.float64))
+    np.testing.assert_allclose(unit(through), hessian.apply(x), rtol=0, atol=1e-5)
+    products = x.astype(np.float64) @ through.T
+    np.testing.assert_allclose(products, products.T, rtol=0, atol=1e-5 * scale**2)
+    both = hessian.transform(x[:1] + 2 * x[1:2])
+    np.testing.assert_allclose(both[0], through[0] + 2 * through[1], rtol=0, atol=1e-5 * scale)

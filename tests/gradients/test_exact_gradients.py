@@ -21,7 +21,7 @@ from influcoder_ray.examples import Example
 from influcoder_ray.examples.tokens import Tokens
 from influcoder_ray.gradients import teacher as teacher_module
 from influcoder_ray.gradients.adapter import AdapterWeights, TargetModule, adapter_weights, find_targets
-from influcoder_ray.gradients.capture import capturing
+from influcoder_ray.gradients.capture import capturing, summing
 from influcoder_ray.gradients.layout import lay_out
 from influcoder_ray.gradients.loading import checkpoint_layers
 from influcoder_ray.gradients.sketch import CountSketch
@@ -352,7 +352,8 @@ def test_a_module_that_does_not_see_each_token_once_is_refused(way: str) -> None
     layout = lay_out(some_tokens([(5, 1)] * 3), packed=False, device=CPU)
     shapes = []
     if way == "folded":
-        with capturing(model, weights, layout, lambda *found: shapes.append(found[2].shape)):
+        take = summing(lambda *found: shapes.append(found[2].shape), layout)
+        with capturing(model, weights, layout, take):
             model(x).sum().backward()
         assert shapes == [(3, 2, 4)]
         return

@@ -168,3 +168,14 @@ def test_json_lines_whose_first_lines_hold_no_object_are_left_to_the_rows(tmp_pa
     files = find_data_files(str(tmp_path), setting="corpus.path")
     assert (files[0].columns, files[0].row_groups, files[0].is_parquet) == ((), None, False)
     require_columns(files, ["text"], setting="corpus.columns")
+
+
+def test_files_that_nobody_names_are_not_looked_into(tmp_path: Path) -> None:
+    """Prevents a few rows of a large corpus from costing a look at every file of it."""
+    _parquet(tmp_path / "a.parquet")
+    _parquet(tmp_path / "sub" / "a.parquet")
+    (tmp_path / "broken.parquet").write_bytes(b"none")
+    found = find_data_files(str(tmp_path), setting="corpus.path", only={"sub/a.parquet", "gone.parquet"})
+    assert [file.relative for file in found] == ["sub/a.parquet"]
+    with pytest.raises(UserError, match=r"broken\.parquet"):
+        find_data_files(str(tmp_path), setting="corpus.path", only={"broken.parquet"})

@@ -1,6 +1,5 @@
 """The device of a worker and the threads of its arithmetic."""
 
-import ray
 import torch
 from transformers.utils import logging
 
@@ -11,6 +10,8 @@ def prepare_device(threads: int) -> torch.device:
     A worker that reserved no GPU may still see those of its machine: they are others'. Of one that
     did, the first visible GPU is its own.
     """
+    import ray
+
     # A worker has no terminal: bars would fill its log.
     logging.disable_progress_bar()
     torch.set_num_threads(threads)

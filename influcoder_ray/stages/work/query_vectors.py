@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from influcoder_ray.attribution.preconditioning import MixedHessian
 from influcoder_ray.config import PipelineSettings
 from influcoder_ray.encoder.model import Encoder
 from influcoder_ray.examples import Example
@@ -13,21 +14,39 @@ from influcoder_ray.tables import schemas
 from influcoder_ray.tables.arrays import sketch_matrix
 
 
+def takes_gradients(settings: PipelineSettings, encoder: Encoder) -> bool:
+    """Whether a query's vector is made of its gradient.
+
+    It is not where the settings want the queries' texts, or the encoder has no head whose directions a sketch
+    could be written in.
+    """
+    return settings.embed.query_vectors == "gradients" and encoder.head is not None
+
+
 def of_gradients(settings: PipelineSettings, encoder: Encoder) -> Mapping[str, np.ndarray]:
     """Unit vectors (d,) float32 of the queries that have a gradient, by content hash.
 
-    Empty where the settings want the queries' texts, or the encoder has no head whose directions a sketch
-    could be written in.
+    Empty where no vector is to be made of gradients.
     """
-    if settings.embed.query_vectors == "texts" or encoder.head is None:
+    if not takes_gradients(settings, encoder):
         return {}
     schema = schemas.sketches(settings.sketch.width, settings.sketch.dtype)
     rows = sketch.state(settings.root).read(sketch.QUERIES, schema)
-    sketches, preconditioner = sketch_matrix(rows), fit_preconditioner(settings)
-    if preconditioner is not None:
-        sketches = preconditioner.apply(sketches)
-    vectors = encoder.head.of_sketches(sketches, "queries").cpu().numpy()
+    vectors = of_sketches(sketch_matrix(rows), encoder, fit_preconditioner(settings))
     return dict(zip(rows["content_hash"].to_pylist(), vectors, strict=True))
+
+
+def of_sketches(sketches: np.ndarray, encoder: Encoder, preconditioner: MixedHessian | None) -> np.ndarray:
+    """Unit vectors (N, d) float32 of queries by their unit-length sketches (N, D).
+
+    Args:
+        encoder: with a head.
+        preconditioner: what the settings have sketches pass through before they are compared.
+    """
+    if encoder.head is None:
+        raise ValueError("the encoder has no head, so that a sketch has no directions to be written in")
+    features = sketches if preconditioner is None else preconditioner.apply(sketches)
+    return np.asarray(encoder.head.of_sketches(features, "queries").cpu().numpy())
 
 
 def with_gradients(

@@ -23,6 +23,12 @@ def load_teacher(model: ModelSpec, adapter: AdapterSpec, *, seed: int, threads: 
     return Teacher.load(at_hand(model), at_hand(adapter), seed=seed, device=prepare_device(threads))
 
 
+def as_stored(sketches: np.ndarray, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+    """The lengths (N,) of sketches (N, D), and the same at length 1 in the type in which they are kept."""
+    norms = np.linalg.norm(sketches, axis=1)
+    return norms, np.ascontiguousarray((sketches / norms[:, None]).astype(dtype))
+
+
 class SketchWork:
     """Holds the teacher and sketches units of examples.
 
@@ -92,9 +98,7 @@ class SketchWork:
         places: Mapping[int, int],
     ) -> pa.Table:
         kept = [places[i] for i in good]
-        raw = sketches.sketches[kept]
-        norms = np.linalg.norm(raw, axis=1)
-        cells = np.ascontiguousarray((raw / norms[:, None]).astype(self._dtype))
+        norms, cells = as_stored(sketches.sketches[kept], self._dtype)
         split = rows["split"].to_pylist()
         return pa.table(
             {

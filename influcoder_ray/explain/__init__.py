@@ -1,0 +1,1 @@
+"""Explain: why the model says something, asked of a finished run's output folder, without Ray."""

@@ -1,0 +1,55 @@
+"""The command `influcoder-ray explain`: its options, and nothing that takes time to import."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def explain(
+    output: Annotated[
+        str, typer.Argument(metavar="OUTPUT", help="Output folder of a finished run, local or s3://.")
+    ],
+    query: Annotated[str | None, typer.Option(help="The prompt.", show_default=False)] = None,
+    response: Annotated[
+        str | None, typer.Option(help="What to explain; else the model's own answer.", show_default=False)
+    ] = None,
+    text: Annotated[
+        str | None, typer.Option(help="Raw text, in place of --query.", show_default=False)
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, metavar="K", help="Examples to show at either end.")] = 5,
+    rerank: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Order the N best by exact influence.", show_default=False),
+    ] = None,
+    tokens: Annotated[
+        bool, typer.Option("--tokens", help="Mark the tokens that carry the influence, exactly.")
+    ] = False,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Also write it here.", show_default=False)
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="A setting over the run's, as key.inner=value.")
+    ] = None,
+) -> None:
+    """Say which examples of a finished run's corpus push the model most, and least, towards an answer.
+
+    From the embeddings, in seconds; --rerank and --tokens take gradients of the model. Starts no Ray.
+
+    Example: influcoder-ray explain ./run --query "Who wrote Emma?" --rerank 50
+    """
+    from influcoder_ray.explain.answer import Request, answer
+
+    answer(
+        Request(
+            output=output,
+            query=query,
+            response=response,
+            text=text,
+            top=top,
+            rerank=rerank,
+            tokens=tokens,
+            json_file=json_file,
+            overrides=tuple(overrides or ()),
+        )
+    )

@@ -1,0 +1,54 @@
+"""The Arrow schemas of what `Attributor` returns."""
+
+import pyarrow as pa
+
+_PLACE = [
+    pa.field("example_id", pa.string(), nullable=False),
+    pa.field("source", pa.string(), nullable=False),
+    pa.field("familiarity", pa.float32(), nullable=False),
+    pa.field("unfamiliar", pa.bool_(), nullable=False),
+    pa.field("prompt", pa.string(), nullable=False),
+    pa.field("response", pa.string(), nullable=False),
+]
+
+# `rank` is the place in the whole corpus, 1 the most influential; `score` the cosine of the two vectors;
+# `percentile` the per cent of the other examples that rank below.
+ATTRIBUTED = pa.schema(
+    [
+        pa.field("rank", pa.int64(), nullable=False),
+        pa.field("score", pa.float32(), nullable=False),
+        pa.field("percentile", pa.float64(), nullable=False),
+        *_PLACE,
+    ]
+)
+
+# `rank` is the place among the candidates; `score` the exact influence, null where an example has no
+# gradient; `encoder_rank`, `encoder_score` and `percentile` are what the search gave.
+RERANKED = pa.schema(
+    [
+        pa.field("rank", pa.int64(), nullable=False),
+        pa.field("score", pa.float32()),
+        pa.field("encoder_rank", pa.int64(), nullable=False),
+        pa.field("encoder_score", pa.float32(), nullable=False),
+        pa.field("percentile", pa.float64(), nullable=False),
+        *_PLACE,
+    ]
+)
+
+# One row a token: of the example (`side` "example") and of the query ("query"), in order of `position`. Over
+# a side's rows `contribution` adds up to `influence`. `part` is "prompt", "response" or "frame" (what the
+# template puts around); `start` and `end` are characters of that part's text, `token` what it stands for.
+TOKENS = pa.schema(
+    [
+        pa.field("example_id", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("influence", pa.float64(), nullable=False),
+        pa.field("side", pa.string(), nullable=False),
+        pa.field("position", pa.int32(), nullable=False),
+        pa.field("token", pa.string(), nullable=False),
+        pa.field("part", pa.string(), nullable=False),
+        pa.field("start", pa.int32(), nullable=False),
+        pa.field("end", pa.int32(), nullable=False),
+        pa.field("contribution", pa.float64(), nullable=False),
+    ]
+)

@@ -1,0 +1,94 @@
+"""The two ends of a corpus are those of one full sort of it, whatever the shards."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from influcoder_ray.attribution.cosine import cosines
+from influcoder_ray.config import PipelineSettings, settings_from
+from influcoder_ray.explain.search import search
+from influcoder_ray.stages import embed
+from influcoder_ray.tables import schemas
+from influcoder_ray.tables.fingerprint import Fingerprint
+from influcoder_ray.tables.state import Output
+
+WIDTH = 6
+
+
+def embedded(folder: Path, vectors: np.ndarray, ids: list[str], cuts: list[int]) -> PipelineSettings:
+    """Settings of a folder that holds embeddings (N, d) and nothing else, a shard between two cuts."""
+    columns = {"text": "text"}
+    settings = settings_from(
+        {
+            "output": str(folder / "out"),
+            "corpus": {"path": str(folder / "corpus.parquet"), "columns": columns},
+            "queries": {"path": str(folder / "queries.parquet"), "columns": columns},
+            "model": {"path": "-"},
+            "encoder": {"path": "-"},
+        },
+        source="test",
+    )
+    record = embed.state(settings.root)
+    record.begin(Fingerprint({"stage": "embed"}))
+    units = []
+    for number, (start, stop) in enumerate(zip([0, *cuts], [*cuts, len(ids)], strict=True)):
+        flat = pa.array(vectors[start:stop].astype(np.float16).reshape(-1))
+        table = pa.table(
+            {
+                "example_id": ids[start:stop],
+                "source": [f"corpus.parquet:{row}" for row in range(start, stop)],
+                "embedding": pa.FixedSizeListArray.from_arrays(flat, WIDTH),
+                "familiarity": [float(row) for row in range(start, stop)],
+            },
+            schema=schemas.embeddings(WIDTH),
+        )
+        units.append(f"u{number}")
+        record.commit(units[-1], Output({embed.CORPUS: table}, stop - start, stop - start), 0.0)
+    record.finish(units, {})
+    return settings
+
+
+@pytest.fixture(scope="module")
+def vectors() -> np.ndarray:
+    """(40, d), some of them alike, so that scores tie."""
+    found = np.random.default_rng(0).normal(size=(40, WIDTH)).astype(np.float16)
+    found[5] = found[17] = found[30]
+    return found
+
+
+QUERY = np.random.default_rng(1).normal(size=WIDTH).astype(np.float32)
+
+
+@pytest.mark.parametrize("cuts", [[], [7, 8, 31], list(range(1, 40))])
+@pytest.mark.parametrize(("most", "least"), [(1, 0), (3, 4), (9, 2), (50, 50)])
+def test_both_ends_are_those_of_one_full_sort(
+    vectors: np.ndarray, cuts: list[int], most: int, least: int, tmp_path: Path
+) -> None:
+    """Prevents a shard from being lost, a sign from being left turned round, or a wrong row's source."""
+    ids = [f"e{(7 * i) % 40:02d}" for i in range(40)]
+    settings = embedded(tmp_path, vectors, ids, cuts)
+    scores = cosines(vectors.astype(np.float32), QUERY.astype(np.float16).astype(np.float32)[None])
+    downwards = sorted(range(40), key=lambda i: (-scores[i], ids[i]))
+    upwards = sorted(range(40), key=lambda i: (scores[i], ids[i]))
+    found = search(settings, QUERY, most=most, least=least)
+    assert found.rows == 40
+    for ends, order, ranks in (
+        (found.most, downwards[:most], range(1, 41)),
+        (found.least[::-1], upwards[:least], range(40, 0, -1)),
+    ):
+        assert [f.example_id for f in ends] == [ids[i] for i in order]
+        assert [f.source for f in ends] == [f"corpus.parquet:{i}" for i in order]
+        assert [f.familiarity for f in ends] == [float(i) for i in order]
+        assert [f.score for f in ends] == [float(scores[i]) for i in order]
+        assert [f.rank for f in ends] == list(ranks)[: len(order)]
+        assert [f.percentile for f in ends] == [100 * (40 - f.rank) / 39 for f in ends]
+
+
+def test_a_lone_example_is_both_ends(vectors: np.ndarray, tmp_path: Path) -> None:
+    """Prevents a division by no other examples."""
+    found = search(embedded(tmp_path, vectors[:1], ["only"], []), QUERY, most=5, least=5)
+    (first,), (last,) = found.most, found.least
+    assert first == last
+    assert (first.rank, first.percentile) == (1, 100.0)
