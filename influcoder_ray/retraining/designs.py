@@ -7,6 +7,7 @@ that were there stay the same, and so do their fine-tunes. Which examples it tak
 scores, the run's seed and the examples' contents.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -14,7 +15,6 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from influcoder_ray.gradients.hashing import key_of
 from influcoder_ray.retraining.specs import ValidateSpec
 
 Kind = Literal["before", "whole", "select", "remove", "subset"]
@@ -124,6 +124,8 @@ def part_size(share: float, count: int) -> int:
 
 def _at_random(contents: Sequence[str], kind: str, draw: int, seed: int) -> list[int]:
     """Rows in a random order that depends on nothing but contents, seed and names."""
-    return sorted(
-        range(len(contents)), key=lambda row: key_of(seed, "validate", kind, str(draw), contents[row])
-    )
+
+    def key(row: int) -> bytes:
+        return hashlib.sha256("\x1f".join([str(seed), kind, str(draw), contents[row]]).encode()).digest()
+
+    return sorted(range(len(contents)), key=key)

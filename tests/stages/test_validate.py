@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +147,7 @@ def test_the_encoders_scores_are_those_that_are_evaluated(validated: PipelineSet
     assert len(table) == len(evaluated)
     for row in table:
         for name in ("encoder", "exact", "untrained_encoder"):
-            assert row[name] == pytest.approx(evaluated[row["query_id"], row["example_id"]][name], abs=1e-6)
+            assert row[name] == pytest.approx(evaluated[row["query_id"], row["example_id"]][name], abs=1e-5)
 
 
 def test_a_run_that_lost_some_is_mended_to_the_same_bytes(
@@ -211,7 +210,7 @@ def test_other_settings_are_refused_and_nothing_is_written(
 ) -> None:
     """Prevents losses after other fine-tunes from being averaged with those that are there."""
     before = file_hashes(validated.output)
-    fields: dict[str, Any] = {"validate": FEW | {"seeds": 2, "subsets": 3}}
+    fields: dict[str, Any] = {"validate": FEW | {"seeds": 3, "subsets": 3}}
     with pytest.raises(UserError, match=part):
         pipeline.run(
             make_settings(validated.output, **(fields | changed)), stages=("validate",), console=QUIET
@@ -255,9 +254,10 @@ def test_the_command_asks_for_what_its_options_and_settings_say(
     """Prevents a command that does nothing since a setting is 0, or more than it was told."""
     (tmp_path / "pipeline.yaml").write_text(yaml.safe_dump(yaml.safe_load(finished.to_yaml())))
     seen: list[tuple[Any, ...]] = []
-    note: Callable[..., None] = lambda settings, **others: seen.append(  # noqa: E731
-        (settings.validate.seeds, settings.validate.subsets, others["stages"])
-    )
+
+    def note(settings: PipelineSettings, **others: Any) -> None:
+        seen.append((settings.validate.seeds, settings.validate.subsets, others["stages"]))
+
     monkeypatch.setattr(pipeline, "run", note)
     command = ["validate", "--config", str(tmp_path / "pipeline.yaml"), *arguments]
     assert cli.exit_status_of(lambda: cli.app(command, standalone_mode=False)) == 0
