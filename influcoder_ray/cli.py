@@ -131,7 +131,7 @@ def validate(
     Where neither options nor settings say how much, 3 seeds and 16 subsets. More of either can be asked for
     later: fine-tunes that are done are kept.
 
-    Example: influcoder-ray validate --config pipeline.yaml --seeds 3 --subsets 32
+    Example: influcoder-ray validate --config pipeline.yaml --seeds 5
     """
     from influcoder_ray.config import load_settings
     from influcoder_ray.stages.validate import why_left_out

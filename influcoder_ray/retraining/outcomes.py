@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from influcoder_ray.evaluation.datamodelling import datamodelling_summary
+from influcoder_ray.evaluation.agreement import mean_and_std
+from influcoder_ray.evaluation.datamodelling import datamodelling_rho, datamodelling_summary
 from influcoder_ray.evaluation.retrained import mean_loss, paired_difference
 from influcoder_ray.retraining.designs import RANDOM, Design, Kind
 
@@ -69,14 +70,17 @@ def _arms(losses: Losses, kind: Kind, seed: int) -> dict[str, Any]:
 def _datamodelling(
     scores: Scores, subsets: npt.NDArray[np.bool_], measured: npt.NDArray[np.floating], seed: int
 ) -> dict[str, Any]:
-    def summary(one: npt.NDArray[np.floating]) -> dict[str, Any]:
-        return datamodelling_summary(one, subsets, measured, resamples=_RESAMPLES, seed=seed)
-
-    found = {method: summary(one) for method, one in scores.items()}
+    found = {
+        method: datamodelling_summary(one, subsets, measured, resamples=_RESAMPLES, seed=seed)
+        for method, one in scores.items()
+    }
     generator = np.random.default_rng(seed)
     shape = (measured.shape[1], subsets.shape[1])
-    draws = [summary(generator.normal(size=shape))["mean"] for _ in range(_RANDOM_DRAWS)]
-    found[RANDOM] = {"mean": float(np.mean(draws)), "std": float(np.std(draws, ddof=1))}
+    draws = [
+        datamodelling_rho(generator.normal(size=shape), subsets, measured).mean()
+        for _ in range(_RANDOM_DRAWS)
+    ]
+    found[RANDOM] = mean_and_std(float(np.mean(draws)), draws)
     return found
 
 
