@@ -110,6 +110,43 @@ def evaluate(
 
 
 @app.command()
+def validate(
+    config: Config,
+    seeds: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Fine-tunes of each kind, each with its own seed: validate.seeds.", show_default=False
+        ),
+    ] = None,
+    subsets: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Random subsets for the linear datamodelling score: validate.subsets.",
+            show_default=False,
+        ),
+    ] = None,
+    overrides: Overrides = None,
+    address: Address = None,
+) -> None:
+    """Prove the attributions: fine-tune with and without what influence points at, beside random examples.
+
+    Where neither options nor settings say how much, 3 seeds and 16 subsets. More of either can be asked for
+    later: fine-tunes that are done are kept.
+
+    Example: influcoder-ray validate --config pipeline.yaml --seeds 5
+    """
+    from influcoder_ray.config import load_settings
+    from influcoder_ray.stages.validate import why_left_out
+
+    asked = {"seeds": seeds, "subsets": subsets}
+    wanted = [*(overrides or ()), *(f"validate.{n}={v}" for n, v in asked.items() if v is not None)]
+    if asked == {"seeds": None, "subsets": None} and why_left_out(load_settings(config, wanted)):
+        wanted += ["validate.seeds=3", "validate.subsets=16"]
+    _run(config, wanted, address, "validate")
+
+
+@app.command()
 def report(
     config: Config,
     serve: Annotated[

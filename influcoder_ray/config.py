@@ -2,6 +2,7 @@
 
 import difflib
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from influcoder_ray.encoder.specs import DistillSpec, EncoderSpec, FamiliaritySp
 from influcoder_ray.errors import UserError
 from influcoder_ray.examples import ColumnSpec
 from influcoder_ray.gradients.specs import AdapterSpec, ModelSpec, SketchSpec
+from influcoder_ray.retraining.specs import ValidateSpec
 from influcoder_ray.spec import Spec
 from influcoder_ray.tables.place import Place
 from influcoder_ray.tables.s3 import holds_credentials
@@ -192,7 +194,7 @@ class ResourceSpec(Spec):
     )
     sketch: WorkersSpec = Field(
         default=WorkersSpec(),
-        description="Workers that hold the causal LM, to sketch, explore and re-rank.",
+        description="Workers that hold the causal LM, to sketch, explore, re-rank and validate.",
     )
     distill: WorkersSpec = Field(default=WorkersSpec(max=1), description="Workers that train the encoder.")
     embed: WorkersSpec = Field(default=WorkersSpec(), description="Workers that hold the encoder.")
@@ -202,6 +204,10 @@ class ResourceSpec(Spec):
     evaluate: WorkersSpec = Field(
         default=WorkersSpec(max=1), description="The worker that evaluates; it holds both models."
     )
+
+
+# pydantic keeps a deprecated method of this name for code of its first version, which there is none of here.
+warnings.filterwarnings("ignore", message='Field name "validate" in "PipelineSettings"', category=UserWarning)
 
 
 class PipelineSettings(Spec):
@@ -232,6 +238,9 @@ class PipelineSettings(Spec):
     attribute: AttributeSpec = Field(default=AttributeSpec(), description="The search.")
     rerank: RerankSpec = Field(default=RerankSpec(), description="The re-ranking by exact influence.")
     evaluate: EvaluateSpec = Field(default=EvaluateSpec(), description="The evaluation.")
+    validate: ValidateSpec = Field(  # type: ignore[assignment]
+        default=ValidateSpec(), description="The proof by retraining."
+    )
     report: ReportSpec = Field(default=ReportSpec(), description="The report.")
     workers: ResourceSpec = Field(default=ResourceSpec(), description="Workers and what they reserve.")
     max_quarantined: float = Field(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftType, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, PeftType, get_peft_model
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -68,23 +68,10 @@ def find_targets(config: PretrainedConfig, spec: AdapterSpec) -> list[TargetModu
     Raises:
         UserError: nothing matches, a match is no linear layer, or a trained adapter is no plain LoRA.
     """
-    lora = _lora_config(spec)
-    setting = "adapter.path" if spec.path else "adapter.targets"
+    setting = _setting(spec)
     bare = skeleton(config)
     head = bare.get_output_embeddings()  # type: ignore[operator]
-    if spec.path is None:
-        # By a mixture's type peft takes names of targets for its fused experts, even where linear modules
-        # (dense layers, shared experts) go by them: it is not told the type.
-        typeless = copy.copy(config)
-        typeless.model_type = ""
-        bare.config = typeless
-    try:
-        adapted = get_peft_model(bare, lora, adapter_name=_SLOT)
-    except (ValueError, re.error) as error:
-        raise UserError(
-            f"{setting}: {lora.target_modules} fits no module of {config.model_type} that can carry LoRA "
-            f"({str(error).splitlines()[0]}); name linear modules of this model, or all-linear"
-        ) from error
+    adapted = attach(bare, spec)
     targets = []
     for path, layer in adapted.named_modules():
         if isinstance(layer, LoraLayer):
@@ -102,6 +89,40 @@ def find_targets(config: PretrainedConfig, spec: AdapterSpec) -> list[TargetModu
                 )
             )
     return targets
+
+
+def attach(model: nn.Module, spec: AdapterSpec) -> PeftModel:
+    """Put peft's adapter into a model, in place; its matrices are to be set, see `adapter_matrices`.
+
+    Raises:
+        UserError: nothing matches, or a trained adapter is no plain LoRA.
+    """
+    lora = _lora_config(spec)
+    config: Any = model.config
+    if spec.path is None:
+        # By a mixture's type peft takes names of targets for its fused experts, even where linear modules
+        # (dense layers, shared experts) go by them: it is not told the type.
+        typeless = copy.copy(config)
+        typeless.model_type = ""
+        model.config = typeless
+    try:
+        return get_peft_model(model, lora, adapter_name=_SLOT)
+    except (ValueError, re.error) as error:
+        raise UserError(
+            f"{_setting(spec)}: {lora.target_modules} fits no module of {config.model_type} that can carry "
+            f"LoRA ({str(error).splitlines()[0]}); name linear modules of this model, or all-linear"
+        ) from error
+    finally:
+        model.config = config
+
+
+def adapter_matrices(adapted: PeftModel) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
+    """The matrices A (R, I) and B (O, R) that peft trains, by the name of their module in the model."""
+    return {
+        path.removeprefix(_PREFIX): (layer.lora_A[_SLOT].weight, layer.lora_B[_SLOT].weight)
+        for path, layer in adapted.named_modules()
+        if isinstance(layer, LoraLayer)
+    }
 
 
 def adapter_weights(
@@ -151,6 +172,10 @@ def adapter_weights(
         )
         for t in targets
     ]
+
+
+def _setting(spec: AdapterSpec) -> str:
+    return "adapter.path" if spec.path else "adapter.targets"
 
 
 def _lora_config(spec: AdapterSpec) -> LoraConfig:

@@ -1,6 +1,7 @@
 """One forward and one backward pass over a batch, with the loss that keeps examples apart."""
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -26,19 +27,42 @@ def run_passes(model: nn.Module, weights: list[AdapterWeights], layout: Layout, 
     with ExitStack() as stack:
         begin_backward = stack.enter_context(capturing(model, weights, layout, take))
         stack.enter_context(_activations_require_gradients(model))
-        stack.enter_context(_logits_only_at(model, layout.labelled))
         stack.enter_context(torch.enable_grad())
-        arguments = stack.enter_context(inputs_of(model, layout))
+        losses = stack.enter_context(example_losses(model, layout))
+        begin_backward()
+        losses.sum().backward()
+    return losses.detach()
+
+
+@contextmanager
+def example_losses(model: nn.Module, layout: Layout) -> Iterator[Tensor]:
+    """Each example's loss (N,) float32: the mean over its labelled tokens, in nats.
+
+    A backward pass has to run while it lasts, for gradient checkpointing runs layers again, which need this
+    batch's attention.
+
+    Raises:
+        torch.OutOfMemoryError: the batch is too large for the device.
+    """
+    with _logits_only_at(model, layout.labelled), inputs_of(model, layout) as arguments:
         # Nothing here holds on to the logits: the largest tensor of all goes as soon as autograd lets it.
         token_losses = functional.cross_entropy(
             model(**arguments, use_cache=False).logits[0, : len(layout.targets)].float(),
             layout.targets,
             reduction="none",
         )
-        losses = torch.segment_reduce(token_losses, "mean", lengths=layout.counts)
-        begin_backward()
-        losses.sum().backward()
-    return losses.detach()
+        yield torch.segment_reduce(token_losses, "mean", lengths=layout.counts)
+
+
+@contextmanager
+def float32_products(precision: str) -> Iterator[None]:
+    """While it lasts, float32 products are formed at torch's named precision: "high" allows TF32."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _activations_require_gradients(model: nn.Module) -> RemovableHandle:

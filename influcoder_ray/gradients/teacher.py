@@ -1,7 +1,6 @@
 """The teacher: examples in, sketched loss gradients out."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -20,7 +19,7 @@ from influcoder_ray.gradients.capture import Taker, summing
 from influcoder_ray.gradients.layout import Layout, lay_out, most_runs_on
 from influcoder_ray.gradients.loading import load_config, load_model, weights_dtype
 from influcoder_ray.gradients.optimizer import state_of
-from influcoder_ray.gradients.passes import run_passes
+from influcoder_ray.gradients.passes import float32_products, run_passes
 from influcoder_ray.gradients.sketch import CountSketch
 from influcoder_ray.gradients.specs import AdapterSpec, ModelSpec
 
@@ -218,7 +217,7 @@ class Teacher:
 
     def run(self, layout: Layout, take: Taker) -> Tensor:
         """One forward and backward pass over a batch; returns each example's loss (N,), see `run_passes`."""
-        with _products("high" if self.spec.dtype == "tf32" else "highest"):
+        with float32_products("high" if self.spec.dtype == "tf32" else "highest"):
             return run_passes(self.model, self.weights, layout, take)
 
     def refuse_too_large(self, rows: Sequence[int]) -> None:
@@ -255,17 +254,6 @@ class Teacher:
                 finished.update(rows)
             pending = [row for row in pending if row not in finished]
         return too_large
-
-
-@contextmanager
-def _products(precision: str) -> Iterator[None]:
-    """While it lasts, float32 products are formed at torch's named precision: "high" allows TF32."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(precision)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def _faults(sketches: Sketches, too_large: Sequence[int]) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from influcoder_ray.planning.data import Survey
 from influcoder_ray.planning.lengths import Models, PerRow
 from influcoder_ray.planning.storage import FileSize, size_of_examples, size_of_table
 from influcoder_ray.planning.work import Work
-from influcoder_ray.stages import sample
+from influcoder_ray.stages import sample, validate
 from influcoder_ray.tables import schemas
 from influcoder_ray.tables.datafiles import DataFile
 from influcoder_ray.tables.place import Place
@@ -72,6 +72,7 @@ class Counts:
             "attribute": self._attribute,
             "rerank": self._rerank,
             "evaluate": self._evaluate,
+            "validate": self._validate,
         }
         counted = self.corpus.counted and self.queries.counted
         return [
@@ -261,6 +262,39 @@ class Counts:
             alone={"encoder": encoders + further, "gradients": gradients},
             bytes_written=round(pairs.of(1, queries * pool)),
             rests_on=("rank agreement, resampling and counting words are not counted",),
+        )
+
+    def _validate(self) -> Work:
+        spec = self.settings.validate
+        (_, _, test_queries), (_, _, test_pool) = self._splits
+        pool, held_out = min(spec.pool, test_pool), min(spec.queries, test_queries // 2)
+        designs = validate.designs(self.settings)
+        examples = spec.steps * spec.batch_size * sum(design.kind != "before" for design in designs)
+        # Measuring losses is a forward pass: half of one through activations and back.
+        gradients = examples * self.of_corpus.gradient_flops
+        gradients += len(designs) * held_out * self.of_queries.gradient_flops / 2
+        # By the distilled encoder and by the untrained one.
+        scoring = 2 * _weighted(
+            (test_queries, pool), (self.of_queries.encoder_flops, self.of_corpus.encoder_flops)
+        )
+        size, _ = _example_sizes(self.corpus)
+        written = (
+            size_of_table(schemas.VALIDATION_LOSSES, self.corpus.examples).of(
+                len(designs), len(designs) * held_out
+            )
+            + size_of_table(schemas.VALIDATION_SCORES, self.corpus.examples).of(1, test_queries * pool)
+            + size.of(1, pool)
+        )
+        return Work(
+            "validate",
+            units=len(designs) + 2,
+            rows=examples,
+            tokens=round(examples * self.of_corpus.teacher_tokens),
+            shared={"gradients": gradients},
+            shared_units=len(designs),
+            alone={"encoder": scoring},
+            bytes_written=round(written),
+            rests_on=("a fine-tuning step is taken for the gradients of its examples",),
         )
 
     @cached_property

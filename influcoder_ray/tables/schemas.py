@@ -81,6 +81,33 @@ EVALUATION_PAIRS = pa.schema(
     ]
 )
 
+# Every query and pool example of the validation with each method's score, higher = more influence.
+VALIDATION_SCORES = pa.schema(
+    [
+        pa.field("query_id", pa.string(), nullable=False),
+        pa.field("example_id", pa.string(), nullable=False),
+        pa.field("encoder", pa.float32(), nullable=False),
+        pa.field("exact", pa.float32(), nullable=False),
+        pa.field("untrained_encoder", pa.float32(), nullable=False),
+        pa.field("tfidf", pa.float32(), nullable=False),
+    ]
+)
+
+# One row for each fine-tune and held-out query: `part` names what was trained on, `examples` of the pool, and
+# `kind`, `by` and `draw` are its parts (see `retraining.designs`); `loss` in nats.
+VALIDATION_LOSSES = pa.schema(
+    [
+        pa.field("part", pa.string(), nullable=False),
+        pa.field("kind", pa.string(), nullable=False),
+        pa.field("by", pa.string(), nullable=False),
+        pa.field("draw", pa.int32(), nullable=False),
+        pa.field("examples", pa.int32(), nullable=False),
+        pa.field("seed", pa.int64(), nullable=False),
+        pa.field("query_id", pa.string(), nullable=False),
+        pa.field("loss", pa.float32(), nullable=False),
+    ]
+)
+
 QUARANTINE = pa.schema(
     [
         pa.field("stage", pa.string(), nullable=False),

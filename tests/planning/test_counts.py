@@ -69,6 +69,23 @@ def test_stages_are_those_that_the_settings_want(make_plan_settings: Make) -> No
     )
 
 
+def test_validation_is_as_many_fine_tunes_as_are_asked_for(make_plan_settings: Make) -> None:
+    """Prevents hours of fine-tunes that the plan says nothing of."""
+    tuning = {"steps": 10, "batch_size": 4}
+    none = works(make_plan_settings(validate=tuning))
+    assert "validate" not in none
+    one, two = (
+        works(make_plan_settings(validate=tuning | {"seeds": seeds, "subsets": 6}))["validate"]
+        for seeds in (1, 2)
+    )
+    # Of each seed the whole pool, and two methods and chance that select and remove.
+    assert two.rows - one.rows == 40 * 7
+    assert one.rows == 40 * (7 + 6)
+    assert one.shared_units == 14
+    per_example = works(make_plan_settings())["sketch"].shared["gradients"] / (60 + 40)
+    assert two.shared["gradients"] > one.shared["gradients"] > 0.8 * one.rows * per_example
+
+
 def test_more_seeds_and_epochs_are_more_distillation(make_plan_settings: Make) -> None:
     """Prevents the spread over seeds, which trains anew for each, from seeming free."""
     one, three = (works(make_plan_settings(evaluate={"seeds": seeds})) for seeds in (1, 3))

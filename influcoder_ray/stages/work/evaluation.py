@@ -53,18 +53,18 @@ def evaluate(settings: PipelineSettings, threads: int, board: Any) -> tuple[dict
     exact = influence(preconditioned(queries, preconditioner), preconditioned(pool, preconditioner))
     say("the distilled encoder")
     seeds = distill.seeds(settings)
-    scores = _distilled_scores(settings, seeds[0], queries, pool, threads)
+    scores = distilled_scores(settings, seeds[0], queries, pool, threads)
     say("the untrained encoder")
     untrained = load_encoder(settings.encoder, threads=threads)
     scores["untrained_encoder"] = (
-        _text_vectors(untrained, queries, "queries") @ _text_vectors(untrained, pool, "pool").T
+        text_vectors(untrained, queries, "queries") @ text_vectors(untrained, pool, "pool").T
     )
     texts = [[e.text for e in side.examples] for side in (queries, pool)]
     scores |= {"tfidf": tfidf_scores(*texts), "bm25": bm25_scores(*texts)}
     further = []
     for seed in seeds[1:]:
         say(f"the encoder of seed {seed}")
-        further.append(_distilled_scores(settings, seed, queries, pool, threads)["encoder"])
+        further.append(distilled_scores(settings, seed, queries, pool, threads)["encoder"])
     say("agreement")
     reranking = {
         name: reranking_curve(
@@ -138,12 +138,12 @@ def _add_seeds(figures: dict[str, Any], estimates: Sequence[Mapping[str, float]]
         figures[name] = figures[name] | {"seeds": spread}
 
 
-def _distilled_scores(
+def distilled_scores(
     settings: PipelineSettings, seed: int, queries: Signals, pool: Signals, threads: int
 ) -> dict[str, np.ndarray]:
     """The scores (Q, P) of a distilled encoder as `attribute` finds them; those of texts alone if others."""
     encoder = _distilled(settings, seed, threads)
-    by_text, of_pool = _text_vectors(encoder, queries, "queries"), _text_vectors(encoder, pool, "pool")
+    by_text, of_pool = text_vectors(encoder, queries, "queries"), text_vectors(encoder, pool, "pool")
     vectors, known = with_gradients(by_text, queries.examples, of_gradients(settings, encoder))
     scores = {"encoder": vectors @ of_pool.T}
     return scores | {"encoder_by_text": by_text @ of_pool.T} if known else scores
@@ -160,7 +160,8 @@ def _chosen_epoch(settings: PipelineSettings, seed: int) -> int:
     return int(history["chosen_epoch"])
 
 
-def _text_vectors(encoder: Encoder, signals: Signals, side: Side) -> np.ndarray:
+def text_vectors(encoder: Encoder, signals: Signals, side: Side) -> np.ndarray:
+    """Unit vectors (N, d) of examples by their texts alone."""
     return encoder.embed(signals.examples, side)[0]
 
 
