@@ -16,7 +16,19 @@ from influcoder_ray.tables.s3 import refuse_unreachable
 if TYPE_CHECKING:
     from influcoder_ray.stages.display import Display
 
-STAGES = ("sample", "sketch", "explore", "distill", "embed", "attribute", "rerank", "evaluate", "report")
+STAGES = (
+    "sample",
+    "sketch",
+    "explore",
+    "distill",
+    "embed",
+    "attribute",
+    "rerank",
+    "select",
+    "filter",
+    "evaluate",
+    "report",
+)
 SUMMARY, SETTINGS = "run_summary.json", "settings.yaml"
 _WITHOUT_RAY = ("report",)
 

@@ -92,4 +92,3 @@ def contrast(
     """Influence on unwanted answers less that on protected ones: u - w p, each (N,), rounded once."""
     difference = unwanted.astype(np.float64) - weight * protected.astype(np.float64)
     return difference.astype(np.float32)
-

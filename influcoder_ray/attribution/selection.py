@@ -7,7 +7,7 @@ float32 form, counts of shards add up, and the sum says from which bin on the be
 that bin on are ever sorted, by score and then by id, so the answer is that of one full sort.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -171,3 +171,20 @@ def take_in_turns(
             rows.append(row)
             origins.append(turn)
     return Taken(rows, origins, "budget" if budget.is_spent else "rows")
+
+
+def take_in_order(order: Iterable[int], budget: Budget, *, whole: bool) -> Taken:
+    """Rows one after another until the budget is spent; of an iterator no more is asked than that takes.
+
+    Args:
+        whole: whether the order holds all that there is.
+    """
+    rows: list[int] = []
+    for row in order:
+        if not budget.fits(row):
+            return Taken(rows, [0] * len(rows), "budget")
+        budget.take(row)
+        rows.append(row)
+        if budget.is_spent:
+            return Taken(rows, [0] * len(rows), "budget")
+    return Taken(rows, [0] * len(rows), "rows" if whole else "unknown rows")

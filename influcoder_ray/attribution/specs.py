@@ -159,7 +159,8 @@ class FilterSpec(Spec):
         default="max", description="Influence: the highest cosine with any of the queries, or the mean."
     )
     queries: QueryChoice = Field(
-        default=QueryChoice(), description="The unwanted answers; all queries that are not protected if unset."
+        default=QueryChoice(),
+        description="The unwanted answers; all queries that are not protected if unset.",
     )
     protected: QueryChoice | None = Field(
         default=None,

@@ -56,7 +56,7 @@ def test_marginal_relevance_is_its_definition(rows: int, width: int, weight: flo
 
 
 def test_without_diversity_the_order_is_that_of_scores_and_with_it_a_copy_waits() -> None:
-    """Prevents a setting without effect: the copy of the best row is second by score and last by relevance."""
+    """Prevents a setting without effect: the copy of the best row is second by score, last by relevance."""
     directions = rounded_directions(np.array([[1, 0], [1, 0], [0, 1]], np.float16))
     scores = np.array([0.9, 0.8, 0.5], np.float32)
     assert list(by_marginal_relevance(scores, directions, 0.0)) == [0, 1, 2]

@@ -8,7 +8,9 @@ from sklearn.metrics import average_precision_score, f1_score, precision_score, 
 
 from influcoder_ray.attribution.threshold import at_threshold, with_best_f1, with_precision
 
-ROWS = st.lists(st.tuples(st.sampled_from([-0.5, 0.0, 0.1, 0.2, 0.7]), st.booleans()), min_size=2, max_size=30)
+ROWS = st.lists(
+    st.tuples(st.sampled_from([-0.5, 0.0, 0.1, 0.2, 0.7]), st.booleans()), min_size=2, max_size=30
+)
 
 
 def arrays(rows: list[tuple[float, bool]]) -> tuple[np.ndarray, np.ndarray]:
