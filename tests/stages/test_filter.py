@@ -135,11 +135,8 @@ def test_the_threshold_is_the_one_that_labelled_rows_ask_for(
 
 def test_labels_may_lie_in_a_file_and_then_also_judge_an_amount(filtering: Filter, tmp_path: Path) -> None:
     """Prevents a corpus from having to be written anew for a few labels."""
-    lines = [
-        {"id": n, "verdict": "Bad" if r["label"] else "fine"}
-        for n, r in ROWS.items()
-        if r["label"] is not None
-    ]
+    known = {name: row["label"] for name, row in ROWS.items() if row["label"] is not None}
+    lines = [{"id": name, "verdict": "Bad" if label else "fine"} for name, label in known.items()]
     (tmp_path / "labels.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
     labels = {"column": "verdict", "unwanted": ["bad"], "path": str(tmp_path / "labels.jsonl")}
     settings = filtering(count=10, labels=labels)
