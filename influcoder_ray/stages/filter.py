@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 from influcoder_ray.config import PipelineSettings
 from influcoder_ray.errors import UserError
@@ -12,7 +11,9 @@ from influcoder_ray.stages.display import Display
 from influcoder_ray.stages.parts import corpus_parts, embedded_rows, step_units
 from influcoder_ray.stages.plan import StagePlan
 from influcoder_ray.stages.select import changed, paths, refuse_added_columns
+from influcoder_ray.stages.steps import Steps
 from influcoder_ray.stages.work.scoring import ScoreTables, ScoreWork, Scoring
+from influcoder_ray.stages.work.writing import WriteWork
 from influcoder_ray.tables.datafiles import DataFile, find_data_files, require_columns
 from influcoder_ray.tables.fingerprint import Fingerprint, digest_of
 from influcoder_ray.tables.place import Place
@@ -51,7 +52,7 @@ def check(settings: PipelineSettings) -> None:
         return
     embed.plan(settings).refuse_other()
     spec = settings.filter
-    refuse_added_columns(settings)
+    refuse_added_columns(find_data_files(settings.corpus.path, setting="corpus.path"))
     find_aims(settings, "filter", spec.queries, protected=spec.protected)
     rows = embedded_rows(settings)
     if spec.count is not None and spec.count >= rows:
@@ -99,28 +100,17 @@ def plan(settings: PipelineSettings) -> StagePlan:
     choice, card = (f"{name}-{digest[:16]}" for name in ("choice", "card"))
 
     def run(display: Display) -> Mapping[str, Manifest]:
-        from influcoder_ray.stages.cluster import reserve
-        from influcoder_ray.stages.units_on_ray import WorkPlan, one_unit, run_units
         from influcoder_ray.stages.work.cards import removed_card
         from influcoder_ray.stages.work.choosing import choose_unwanted
-        from influcoder_ray.stages.work.writing import WriteWork
 
         check(settings)
-        record.renew(fingerprint)
-        reservation = reserve(settings.workers.attribute)
         aims = find_aims(settings, "filter", spec.queries, protected=spec.protected)
         scoring = Scoring(aims, by=spec.by, weight=spec.weight, labels=spec.labels)
-
-        def over_parts(units: list[Any], work: Any, arguments: Mapping[str, Any]) -> dict[str, Manifest]:
-            return run_units(WorkPlan(record, units, work, arguments), fingerprint, reservation, display)
-
-        found = over_parts(scored, ScoreWork, {"settings": settings, "scoring": scoring, "tables": TABLES})
-        found[choice] = one_unit(
-            record,
+        steps = Steps(settings, record, fingerprint, display)
+        steps.over_parts(scored, ScoreWork, settings=settings, scoring=scoring, tables=TABLES)
+        made = steps.alone(
             choice,
             choose_unwanted,
-            settings,
-            reservation,
             chosen=CHOSEN,
             review=REVIEW,
             aims=aims.names,
@@ -133,51 +123,48 @@ def plan(settings: PipelineSettings) -> StagePlan:
             ],
             labelled=paths(TABLES.labelled, scored),
         )
-        counters = found[choice].counters
-        if not counters["chosen"]:
-            raise UserError(
-                f"filter.above: no row has a score of at least {spec.above}; "
-                f"the highest is {counters['highest_score']:.4f}"
-            )
-        if counters["chosen"] >= rows:
-            raise UserError(
-                f"filter: the threshold {counters['threshold']:.4f} takes out all {rows:,} rows that have a "
-                "score; give a higher one, or other labels"
-            )
+        _refuse_nothing_or_all(settings, made, rows)
         display.say(
-            f"  {counters['chosen']:,.0f} of {rows:,} rows taken out, "
-            f"those with a score of at least {counters['threshold']:.4f}"
+            f"  {made.counters['chosen']:,.0f} of {rows:,} rows taken out, "
+            f"those with a score of at least {made.counters['threshold']:.4f}"
         )
         chosen = f"{CHOSEN}/{choice}.parquet"
-        found |= over_parts(
+        steps.over_parts(
             written,
             WriteWork,
-            {
-                "root": settings.root.uri,
-                "stage": record.stage,
-                "chosen": chosen,
-                "types": [file.path for file in record.files(TABLES.types)],
-                "aims": aims.names,
-                "taken": REMOVED,
-                "rest": FILTERED,
-            },
-        )
-        found[card] = one_unit(
-            record,
-            card,
-            removed_card,
-            settings,
-            reservation,
-            aims=aims,
+            root=settings.root.uri,
+            stage=record.stage,
             chosen=chosen,
-            review=f"{REVIEW}/{choice}.parquet",
-            rows=rows,
-            choice=choice,
+            types=[file.path for file in record.files(TABLES.types)],
+            aims=aims.names,
+            taken=REMOVED,
+            rest=FILTERED,
         )
-        return found
+        review = f"{REVIEW}/{choice}.parquet"
+        steps.alone(card, removed_card, aims=aims, chosen=chosen, review=review, rows=rows, choice=choice)
+        return steps.manifests
 
     unit_ids = (*(unit.unit_id for unit in (*scored, *written)), choice, card)
-    return StagePlan(record, fingerprint, unit_ids, run, renewed_by=tuple(changed(record, fingerprint)))
+    return StagePlan(record, fingerprint, unit_ids, run, renewed_by=changed(record, fingerprint))
+
+
+def _refuse_nothing_or_all(settings: PipelineSettings, choice: Manifest, rows: int) -> None:
+    """Refuse a threshold that takes out nothing, or everything.
+
+    Raises:
+        UserError: naming the highest score, or the threshold.
+    """
+    counters = choice.counters
+    if not counters["chosen"]:
+        raise UserError(
+            f"filter.above: no row has a score of at least {settings.filter.above}; "
+            f"the highest is {counters['highest_score']:.4f}"
+        )
+    if counters["chosen"] >= rows:
+        raise UserError(
+            f"filter: the threshold {counters['threshold']:.4f} takes out all {rows:,} rows that have a "
+            "score; give a higher one, or other labels"
+        )
 
 
 def _wanted(settings: PipelineSettings, rows: int) -> int | None:

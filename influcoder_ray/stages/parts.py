@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from influcoder_ray.config import PipelineSettings
+from influcoder_ray.errors import UserError
 from influcoder_ray.stages import embed
 from influcoder_ray.tables.datafiles import find_data_files
 from influcoder_ray.tables.units import Unit, plan_units
@@ -27,8 +28,17 @@ def corpus_parts(settings: PipelineSettings) -> list[Unit]:
 
 
 def embedded_rows(settings: PipelineSettings) -> int:
-    """How many rows of the corpus have a vector."""
-    return sum(file.rows for file in embed.state(settings.root).files(embed.CORPUS))
+    """How many rows of the corpus have a vector.
+
+    Raises:
+        UserError: none has.
+    """
+    rows = sum(file.rows for file in embed.state(settings.root).files(embed.CORPUS))
+    if not rows:
+        raise UserError(
+            f"corpus.path: no row of {settings.corpus.path} has a vector, so that none can be chosen"
+        )
+    return rows
 
 
 def step_units(parts: Sequence[Unit], step: str, fingerprint: str) -> list[Unit]:

@@ -1,9 +1,8 @@
 """Select: a training subset for the queries' task, with all columns of the corpus, out of the embeddings."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow.compute as pc
 
@@ -15,10 +14,11 @@ from influcoder_ray.stages.aims import Aims, find_aims
 from influcoder_ray.stages.display import Display
 from influcoder_ray.stages.parts import corpus_parts, embedded_rows, step_units
 from influcoder_ray.stages.plan import StagePlan
+from influcoder_ray.stages.steps import Steps
 from influcoder_ray.stages.work.scoring import ScoreTables, ScoreWork, Scoring
-from influcoder_ray.stages.work.writing import ADDED
+from influcoder_ray.stages.work.writing import ADDED, WriteWork
 from influcoder_ray.tables import schemas
-from influcoder_ray.tables.datafiles import find_data_files, require_columns
+from influcoder_ray.tables.datafiles import DataFile, find_data_files, require_columns
 from influcoder_ray.tables.fingerprint import Fingerprint
 from influcoder_ray.tables.place import Place
 from influcoder_ray.tables.state import Manifest, StageState
@@ -27,9 +27,8 @@ from influcoder_ray.tables.units import Unit
 SELECTED = "selected"
 TABLES = ScoreTables.of("select")
 BARS, CANDIDATES, CHOSEN = (f"_state/select/{name}" for name in ("bars", "candidates", "chosen"))
+_UNKNOWN = "ended_by_unknown_rows"
 CARD, CARD_TEXT = f"{SELECTED}/_card.json", f"{SELECTED}/_README.md"
-# Every setting may change in a folder: a selection is made anew within seconds to minutes.
-_INPUTS = ("inputs.embed", "inputs.sketch", "scheme")
 
 
 def state(root: Place) -> StageState:
@@ -59,7 +58,7 @@ def check(settings: PipelineSettings) -> None:
     files = find_data_files(settings.corpus.path, setting="corpus.path")
     if spec.token_column is not None:
         require_columns(files, [spec.token_column], setting="select.token_column")
-    refuse_added_columns(settings)
+    refuse_added_columns(files)
     find_aims(settings, "select", spec.queries, group_by=spec.group_by)
     rows = embedded_rows(settings)
     if spec.count is not None and spec.count > rows:
@@ -70,13 +69,13 @@ def check(settings: PipelineSettings) -> None:
         _refuse_comparing(settings, _depth(settings, rows))
 
 
-def refuse_added_columns(settings: PipelineSettings) -> None:
-    """Refuse a corpus that has one of the columns that are added to what is chosen.
+def refuse_added_columns(files: Sequence[DataFile]) -> None:
+    """Refuse files of a corpus that have one of the columns that are added to what is chosen.
 
     Raises:
         UserError: naming the file and the column.
     """
-    for file in find_data_files(settings.corpus.path, setting="corpus.path"):
+    for file in files:
         for name in ADDED:
             if name in file.columns:
                 raise UserError(
@@ -90,6 +89,7 @@ class _Pass:
 
     depth: int
     whole: bool
+    scoring: str
     scored: list[Unit]
     bar: str
     candidates: list[Unit]
@@ -111,6 +111,7 @@ def plan(settings: PipelineSettings) -> StagePlan:
                 "sketch": sketch.state(settings.root).finished().digest,
             },
             "select": spec.model_dump(mode="json"),
+            "window": settings.model.model_dump(mode="json", include={"max_tokens", "template"}),
         }
     )
     digest = fingerprint.digest
@@ -129,6 +130,7 @@ def plan(settings: PipelineSettings) -> StagePlan:
             yield _Pass(
                 depth,
                 depth >= rows,
+                scoring,
                 step_units(parts, scoring, digest),
                 f"bar{depth}-{digest[:16]}",
                 step_units(parts, f"candidates{depth}", digest),
@@ -139,119 +141,99 @@ def plan(settings: PipelineSettings) -> StagePlan:
             depth = min(2 * depth, rows)
 
     def run(display: Display) -> Mapping[str, Manifest]:
-        from influcoder_ray.stages.cluster import reserve
-        from influcoder_ray.stages.units_on_ray import WorkPlan, one_unit, run_units
-        from influcoder_ray.stages.work.candidates import CandidateWork
         from influcoder_ray.stages.work.cards import selected_card
-        from influcoder_ray.stages.work.choosing import choose_subset, raise_bars
-        from influcoder_ray.stages.work.writing import WriteWork
 
         check(settings)
-        record.renew(fingerprint)
-        reservation = reserve(settings.workers.attribute)
         aims = find_aims(settings, "select", spec.queries, group_by=spec.group_by)
-        found: dict[str, Manifest] = {}
-
-        def over_parts(units: list[Unit], work: Any, arguments: Mapping[str, Any]) -> None:
-            found.update(
-                run_units(WorkPlan(record, units, work, arguments), fingerprint, reservation, display)
-            )
-
-        def alone(unit_id: str, work: Any, **arguments: Any) -> Manifest:
-            found[unit_id] = one_unit(record, unit_id, work, settings, reservation, **arguments)
-            return found[unit_id]
-
+        steps = Steps(settings, record, fingerprint, display)
         for look in passes():
-            scoring = Scoring(
-                aims,
-                by="max" if spec.by == "round_robin" else spec.by,
-                depth=_each_depth(look.depth, aims, rows) if spec.by == "round_robin" else None,
-            )
-            over_parts(look.scored, ScoreWork, {"settings": settings, "scoring": scoring, "tables": TABLES})
-            bar = alone(
-                look.bar,
-                raise_bars,
-                bars=BARS,
-                depth=scoring.depth or look.depth,
-                aims=len(aims.names),
-                counts=paths(TABLES.counts, look.scored),
-                scores=paths(TABLES.scores, look.scored),
-            )
-            over_parts(
-                look.candidates,
-                CandidateWork,
-                {
-                    "settings": settings,
-                    "scores": TABLES.scores,
-                    "scored_in": look.scored[0].unit_id.split("-")[1],
-                    "bars": f"{BARS}/{look.bar}.parquet",
-                    "candidates": CANDIDATES,
-                    "compared": _compares(settings),
-                    "fingerprint": digest,
-                },
-            )
-            held = [found[unit.unit_id] for unit in look.candidates]
-            count = int(sum(m.counters.get("candidates", 0) for m in held))
-            if not count:
-                raise UserError(
-                    f"select.above: no row has a score of at least {spec.above}; "
-                    f"the highest is about {bar.counters['highest_score']:.4f}"
-                )
-            _refuse_comparing(settings, count)
-            choice = alone(
-                look.choice,
-                choose_subset,
-                chosen=CHOSEN,
-                wanted=_wanted(settings, rows),
-                depth=look.depth,
-                whole=look.whole,
-                candidates=[file.path for m in held for file in m.files],
-            )
-            if "ended_by_unknown_rows" not in choice.counters:
+            choice = _choose(settings, steps, look, aims, rows, digest)
+            if _UNKNOWN not in choice.counters:
                 break
         _refuse_too_few(settings, choice, rows)
         display.say(f"  {_chosen_line(choice, rows)}")
         chosen = f"{CHOSEN}/{look.choice}.parquet"
-        over_parts(
+        steps.over_parts(
             written,
             WriteWork,
-            {
-                "root": settings.root.uri,
-                "stage": record.stage,
-                "chosen": chosen,
-                "types": [file.path for file in record.files(TABLES.types) if _is_of(file.path, look.scored)],
-                "aims": aims.names,
-                "taken": SELECTED,
-                "rest": None,
-            },
-        )
-        alone(
-            card,
-            selected_card,
-            aims=aims,
+            root=settings.root.uri,
+            stage=record.stage,
             chosen=chosen,
-            rows=rows,
-            looked_at=int(choice.counters["looked_at"]),
+            types=_paths_of(TABLES.types, [steps.manifests[unit.unit_id] for unit in look.scored]),
+            aims=aims.names,
+            taken=SELECTED,
+            rest=None,
         )
-        return found
+        looked_at = int(choice.counters["looked_at"])
+        steps.alone(card, selected_card, aims=aims, chosen=chosen, rows=rows, looked_at=looked_at)
+        return steps.manifests
 
     unit_ids: dict[str, None] = {}
     held = record.manifests()
     for look in passes():
         unit_ids.update(dict.fromkeys(look.unit_ids))
-        if look.choice not in held or "ended_by_unknown_rows" not in held[look.choice].counters:
+        if look.choice not in held or _UNKNOWN not in held[look.choice].counters:
             break
     unit_ids.update(dict.fromkeys([*(unit.unit_id for unit in written), card]))
-    renewed_by = (*_INPUTS, *changed(record, fingerprint))
+    # A choice is made anew within seconds to minutes, whatever in it has changed.
+    renewed_by = changed(record, fingerprint)
     return StagePlan(record, fingerprint, tuple(unit_ids), run, renewed_by=renewed_by)
 
 
-def changed(record: StageState, fingerprint: Fingerprint) -> list[str]:
-    """The dotted names of the settings in which a folder's last choice differs: it is made anew."""
+def _choose(
+    settings: PipelineSettings, steps: Steps, look: _Pass, aims: Aims, rows: int, digest: str
+) -> Manifest:
+    """Look at the best rows and choose among them."""
+    from influcoder_ray.stages.work.candidates import CandidateWork
+    from influcoder_ray.stages.work.choosing import choose_subset, raise_bars
+
+    spec = settings.select
+    in_turns = spec.by == "round_robin"
+    each = rows if look.whole else math.ceil(look.depth / len(aims.names))
+    scoring = Scoring(aims, by="mean" if spec.by == "mean" else "max", depth=each if in_turns else None)
+    steps.over_parts(look.scored, ScoreWork, settings=settings, scoring=scoring, tables=TABLES)
+    bar = steps.alone(
+        look.bar,
+        raise_bars,
+        bars=BARS,
+        depth=each if in_turns else look.depth,
+        aims=len(aims.names),
+        counts=paths(TABLES.counts, look.scored),
+        scores=paths(TABLES.scores, look.scored),
+    )
+    found = steps.over_parts(
+        look.candidates,
+        CandidateWork,
+        settings=settings,
+        scores=TABLES.scores,
+        scored_in=look.scoring,
+        bars=f"{BARS}/{look.bar}.parquet",
+        candidates=CANDIDATES,
+        compared=_compares(settings),
+        fingerprint=digest,
+    )
+    count = int(sum(manifest.counters.get("candidates", 0) for manifest in found))
+    if not count:
+        raise UserError(
+            f"select.above: no row has a score of at least {spec.above}; "
+            f"the highest is about {bar.counters['highest_score']:.4f}"
+        )
+    _refuse_comparing(settings, count)
+    return steps.alone(
+        look.choice,
+        choose_subset,
+        chosen=CHOSEN,
+        wanted=_wanted(settings, rows),
+        depth=look.depth,
+        whole=look.whole,
+        candidates=_paths_of(CANDIDATES, found),
+    )
+
+
+def changed(record: StageState, fingerprint: Fingerprint) -> tuple[str, ...]:
+    """The dotted names of all in which a folder's last choice differs: it is made anew."""
     held = record.fingerprint()
-    if held is None:
-        return []
-    return [line.split(" is ", 1)[0] for line in fingerprint.differences(held)]
+    return () if held is None else tuple(fingerprint.differing(held))
 
 
 def paths(table: str, units: list[Unit]) -> list[str]:
@@ -259,8 +241,9 @@ def paths(table: str, units: list[Unit]) -> list[str]:
     return [f"{table}/{unit.unit_id}.parquet" for unit in units]
 
 
-def _is_of(path: str, units: list[Unit]) -> bool:
-    return path.rsplit("/", 1)[1].removesuffix(".parquet") in {unit.unit_id for unit in units}
+def _paths_of(table: str, manifests: Sequence[Manifest]) -> list[str]:
+    """Where steps wrote a table, for those that had rows for it."""
+    return [file.path for manifest in manifests for file in manifest.files if file.table == table]
 
 
 def _compares(settings: PipelineSettings) -> bool:
@@ -287,11 +270,6 @@ def _depth(settings: PipelineSettings, rows: int) -> int:
         tokens = sketch.state(settings.root).read(sketch.POOL, schema, ["tokens"])["tokens"]
         wanted = math.ceil((spec.tokens or 0) / max(1.0, pc.mean(tokens).as_py() or 1.0))
     return min(rows, math.ceil(spec.candidates * wanted))
-
-
-def _each_depth(depth: int, aims: Aims, rows: int) -> int:
-    """How many of its best rows each aim holds ready, where they take turns."""
-    return rows if depth >= rows else math.ceil(depth / len(aims.names))
 
 
 def _refuse_comparing(settings: PipelineSettings, candidates: int) -> None:
