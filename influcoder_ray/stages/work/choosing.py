@@ -110,8 +110,8 @@ def choose_subset(
         rankings = _rankings(pairs, rows)
         taken = take_in_turns(rankings, budget, copies.admit, copies.take, whole=whole)
     elif spec.diversity:
-        allowed = take_in_turns([range(rows.num_rows)], Budget(), copies.admit, copies.take, whole=True).rows
-        allowed = allowed[:depth]
+        best = range(min(depth, rows.num_rows))
+        allowed = take_in_turns([best], Budget(), copies.admit, copies.take, whole=True).rows
         order = by_marginal_relevance(rows["score"].to_numpy()[allowed], directions[allowed], spec.diversity)
         taken = take_in_order((allowed[place] for place in order), budget, whole=whole)
     else:
@@ -207,13 +207,29 @@ def _each(root: Place, paths: Iterable[str]) -> Iterator[pa.Table]:
 
 def _bars_of_each(root: Place, paths: Iterable[str], depth: int, aims: int) -> np.ndarray:
     """The score (G,) of each aim's last wanted row; lower than any where it has fewer."""
-    best = [np.empty(0, np.float32) for _ in range(aims)]
+    held = np.empty(0, np.int32), np.empty(0, np.float32)
+    waiting: list[tuple[np.ndarray, np.ndarray]] = []
     for table in _each(root, paths):
-        of_aim, scores = table["aim"].to_numpy(), table["score"].to_numpy()
-        for aim in range(aims):
-            merged = np.sort(np.concatenate([best[aim], scores[of_aim == aim]]))
-            best[aim] = merged[max(0, len(merged) - depth) :]
-    return np.array([own[0] if len(own) == depth else -np.inf for own in best], dtype=np.float32)
+        waiting.append((table["aim"].to_numpy(), table["score"].to_numpy()))
+        # Sorting costs all that is held, so it waits until as much has come.
+        if sum(len(of_aim) for of_aim, _ in waiting) >= aims * depth:
+            held, waiting = _best_of_each([held, *waiting], depth, aims), []
+    of_aim, scores = _best_of_each([held, *waiting], depth, aims)
+    ends = np.cumsum(np.bincount(of_aim, minlength=aims))
+    full = np.diff(ends, prepend=0) == depth
+    return np.where(full, scores[np.maximum(ends - 1, 0)], -np.inf).astype(np.float32)
+
+
+def _best_of_each(
+    parts: Sequence[tuple[np.ndarray, np.ndarray]], depth: int, aims: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The highest `depth` scores of each aim, aim by aim, best first: aims (M,), scores (M,)."""
+    of_aim, scores = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    order = np.lexsort((-scores, of_aim))
+    of_aim, scores = of_aim[order], scores[order]
+    firsts = np.searchsorted(of_aim, np.arange(aims))
+    kept = np.arange(len(of_aim)) - firsts[of_aim] < depth
+    return of_aim[kept], scores[kept]
 
 
 def _different(pairs: pa.Table) -> pa.Table:
