@@ -23,6 +23,8 @@ By = Literal["mean", "max"]
 def aim_vectors(query_vectors: Vectors, groups: Sequence[Sequence[int]]) -> npt.NDArray[np.float32]:
     """The direction (G, d) of each group: the mean of the unit vectors of its members.
 
+    A query alone keeps its own vector, so that scores are those of `attributions` to the last bit.
+
     Args:
         query_vectors: (Q, d) float16 or float32.
         groups: the rows of each aim's members, at least one each.
@@ -38,6 +40,9 @@ def aim_vectors(query_vectors: Vectors, groups: Sequence[Sequence[int]]) -> npt.
     for place, members in enumerate(groups):
         if not len(members):
             raise ValueError(f"group {place} has no queries; at least 1 is needed")
+        if len(members) == 1:
+            directions[place] = wide[members[0]]
+            continue
         # One at a time, so that the order of the sum is that of the members.
         for member in members:
             directions[place] += units[member]

@@ -29,7 +29,7 @@ from influcoder_ray import cli, pipeline
 from influcoder_ray.attribution.cosine import cosines
 from influcoder_ray.attribution.group import group_scores
 from influcoder_ray.config import PipelineSettings
-from influcoder_ray.errors import UserError
+from influcoder_ray.errors import Stopped, UserError
 from influcoder_ray.examples import Example
 from influcoder_ray.examples.tokenizer import load_tokenizer
 from influcoder_ray.examples.tokens import loss_tokens
@@ -322,7 +322,7 @@ def test_a_selection_that_was_cut_off_goes_on_to_the_same_bytes(
 
     with monkeypatch.context() as patch:
         patch.setattr(WriteWork, "process", failing)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(Stopped):
             run(settings, "select")
     assert not (Path(settings.output) / "selected/_card.json").exists()
     with monkeypatch.context() as patch:
