@@ -3,7 +3,7 @@
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -50,6 +50,21 @@ def _with_seeds(overrides: list[str] | None, seeds: int | None) -> list[str]:
     return [*(overrides or ()), *([] if seeds is None else [f"evaluate.seeds={seeds}"])]
 
 
+def _with_amount(
+    overrides: list[str] | None,
+    group: str,
+    amounts: Mapping[str, float | None],
+    others: Mapping[str, str | None],
+) -> list[str]:
+    """The overrides and a group's options; an amount on the command line takes the place of the file's."""
+    given = {name: value for name, value in amounts.items() if value is not None}
+    named = given | {name: value for name, value in others.items() if value is not None}
+    if given:
+        named = dict.fromkeys(amounts) | named
+    as_text = {name: "null" if value is None else str(value) for name, value in named.items()}
+    return [*(f"{group}.{name}={text}" for name, text in as_text.items()), *(overrides or ())]
+
+
 def _stage_command(stage: str, help_text: str) -> None:
     def command(config: Config, overrides: Overrides = None, address: Address = None) -> None:
         _run(config, overrides, address, stage)
@@ -93,6 +108,58 @@ def attribute(
 
 
 _stage_command("rerank", "Order each query's best examples by exact influence.")
+
+
+@app.command("select")
+def select_rows(
+    config: Config,
+    fraction: Annotated[
+        float | None, typer.Option(help="How much: a share of the scored rows.", show_default=False)
+    ] = None,
+    count: Annotated[int | None, typer.Option(help="How much: so many rows.", show_default=False)] = None,
+    tokens: Annotated[
+        int | None, typer.Option(help="How much: so many of the causal LM's tokens.", show_default=False)
+    ] = None,
+    above: Annotated[
+        float | None, typer.Option(help="How much: all rows with this score.", show_default=False)
+    ] = None,
+    by: Annotated[
+        str | None, typer.Option(help="Score: mean, max or round_robin over queries.", show_default=False)
+    ] = None,
+    overrides: Overrides = None,
+    address: Address = None,
+) -> None:
+    """Write a training subset for the queries' task, with all columns of the corpus: selected/.
+
+    Options are settings of the group select; one amount is named. Another choice replaces the last one.
+
+    Example: influcoder-ray select --config pipeline.yaml --fraction 0.1
+    """
+    amounts = {"fraction": fraction, "count": count, "tokens": tokens, "above": above}
+    _run(config, _with_amount(overrides, "select", amounts, {"by": by}), address, "select")
+
+
+@app.command("filter")
+def filter_rows(
+    config: Config,
+    fraction: Annotated[
+        float | None, typer.Option(help="How much: the share expected to be unwanted.", show_default=False)
+    ] = None,
+    count: Annotated[int | None, typer.Option(help="How much: so many rows.", show_default=False)] = None,
+    above: Annotated[
+        float | None, typer.Option(help="How much: all rows with this score.", show_default=False)
+    ] = None,
+    overrides: Overrides = None,
+    address: Address = None,
+) -> None:
+    """Write the corpus without what most influences unwanted answers, and a review of what was taken out.
+
+    Options are settings of the group filter; without any, filter.labels chooses the threshold.
+
+    Example: influcoder-ray filter --config pipeline.yaml --fraction 0.03
+    """
+    amounts = {"fraction": fraction, "count": count, "above": above}
+    _run(config, _with_amount(overrides, "filter", amounts, {}), address, "filter")
 
 
 @app.command()

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from influcoder_ray.attribution.specs import InfluenceSpec
+from influcoder_ray.attribution.specs import FilterSpec, InfluenceSpec, SelectSpec
 from influcoder_ray.encoder.specs import DistillSpec, EncoderSpec, FamiliaritySpec
 from influcoder_ray.errors import UserError
 from influcoder_ray.examples import ColumnSpec
@@ -199,7 +199,8 @@ class ResourceSpec(Spec):
     distill: WorkersSpec = Field(default=WorkersSpec(max=1), description="Workers that train the encoder.")
     embed: WorkersSpec = Field(default=WorkersSpec(), description="Workers that hold the encoder.")
     attribute: WorkersSpec = Field(
-        default=WorkersSpec(cpus=1, gpus=0), description="Workers that search the embeddings."
+        default=WorkersSpec(cpus=1, gpus=0),
+        description="Workers that search the embeddings, select and filter.",
     )
     evaluate: WorkersSpec = Field(
         default=WorkersSpec(max=1), description="The worker that evaluates; it holds both models."
@@ -237,6 +238,10 @@ class PipelineSettings(Spec):
     embed: EmbedSpec = Field(default=EmbedSpec(), description="The embedding of the corpus.")
     attribute: AttributeSpec = Field(default=AttributeSpec(), description="The search.")
     rerank: RerankSpec = Field(default=RerankSpec(), description="The re-ranking by exact influence.")
+    select: SelectSpec = Field(default=SelectSpec(), description="The selection of a training subset.")
+    filter: FilterSpec = Field(
+        default=FilterSpec(), description="The filtering out of what teaches unwanted answers."
+    )
     evaluate: EvaluateSpec = Field(default=EvaluateSpec(), description="The evaluation.")
     validate: ValidateSpec = Field(  # type: ignore[assignment]
         default=ValidateSpec(), description="The proof by retraining."
@@ -332,6 +337,9 @@ def _with_absolute_paths(settings: PipelineSettings) -> PipelineSettings:
     def local_if_there(path: str) -> str:
         return absolute(path) if Path(path).exists() else path
 
+    labels = settings.filter.labels
+    if labels is not None and labels.path is not None:
+        labels = labels.model_copy(update={"path": absolute(labels.path)})
     return settings.model_copy(
         update={
             "output": absolute(settings.output),
@@ -342,6 +350,7 @@ def _with_absolute_paths(settings: PipelineSettings) -> PipelineSettings:
             "adapter": settings.adapter.model_copy(
                 update={"path": settings.adapter.path and local_if_there(settings.adapter.path)}
             ),
+            "filter": settings.filter.model_copy(update={"labels": labels}),
         }
     )
 

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from influcoder_ray.stages.display import Display
 
 STAGES = (
-    *("sample", "sketch", "explore", "distill", "embed", "attribute", "rerank", "evaluate"),
-    *("validate", "report"),
+    *("sample", "sketch", "explore", "distill", "embed", "attribute", "rerank", "select", "filter"),
+    *("evaluate", "validate", "report"),
 )
 SUMMARY, SETTINGS = "run_summary.json", "settings.yaml"
 _WITHOUT_RAY = ("report",)

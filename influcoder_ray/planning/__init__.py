@@ -10,6 +10,7 @@ from transformers.utils import logging
 
 from influcoder_ray.config import PipelineSettings
 from influcoder_ray.errors import UserError
+from influcoder_ray.pipeline import wanted_stages
 from influcoder_ray.planning.arithmetic import estimate
 from influcoder_ray.planning.calibration import calibrate, calibrate_cpu
 from influcoder_ray.planning.cards import find_card
@@ -75,6 +76,11 @@ def plan(
         found = speeds(counts, source)
     estimated = estimate(works, found, workers=workers, price_per_hour=price_per_hour)
     rests_on = [f"{w.stage}: {sentence}" for w in works for sentence in w.rests_on]
+    rests_on += [
+        f"{stage}: not counted; it reads the vectors, and the corpus again"
+        for stage in wanted_stages(settings)
+        if stage in ("select", "filter")
+    ]
     rests_on += [*found.rests_on, "units of a stage are taken to be equally large"]
     show(estimated, workers, rests_on, console)
     figures = as_json(estimated, workers, rests_on)

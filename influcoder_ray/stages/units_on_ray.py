@@ -14,7 +14,7 @@ import ray
 import ray.data
 
 from influcoder_ray.config import PipelineSettings
-from influcoder_ray.errors import RunFailed
+from influcoder_ray.errors import RunFailed, UserError
 from influcoder_ray.stages import casualties
 from influcoder_ray.stages.cluster import Reservation
 from influcoder_ray.stages.display import Display
@@ -75,11 +75,16 @@ def one_unit(
     work: Callable[..., Manifest],
     settings: PipelineSettings,
     reservation: Reservation,
+    **arguments: Any,
 ) -> Manifest:
     """Do a unit that is a step of its own, unless it is done; on a worker, for the driver's may be small.
 
     Args:
-        work: called with settings, record, unit id and the number of threads; it commits the unit.
+        work: called with settings, record, unit id, the number of threads and `arguments`; it commits the
+            unit.
+
+    Raises:
+        UserError: the work found that something cannot be had.
     """
     held = record.manifests().get(unit_id)
     if held is not None:
@@ -87,7 +92,13 @@ def one_unit(
     task = ray.remote(work).options(
         num_cpus=reservation.cpus, num_gpus=reservation.gpus, max_retries=_MACHINES_LOST
     )
-    manifest: Manifest = ray.get(task.remote(settings, record, unit_id, reservation.threads))
+    try:
+        manifest: Manifest = ray.get(task.remote(settings, record, unit_id, reservation.threads, **arguments))
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            # As one line, without the worker's traceback.
+            raise error.cause from None
+        raise
     return manifest
 
 

@@ -42,9 +42,14 @@ class Fingerprint:
         here, there = dict(_flatten(self.fields)), dict(_flatten(other.fields))
         return [
             f"{name} is {_short(there.get(name, 'absent'))} there and {_short(here.get(name, 'absent'))} here"
-            for name in sorted(here.keys() | there.keys())
-            if here.get(name) != there.get(name) and name not in apart_from
+            for name in self.differing(other)
+            if name not in apart_from
         ]
+
+    def differing(self, other: "Fingerprint") -> list[str]:
+        """The dotted fields in which `other` differs, in order."""
+        here, there = dict(_flatten(self.fields)), dict(_flatten(other.fields))
+        return [name for name in sorted(here.keys() | there.keys()) if here.get(name) != there.get(name)]
 
 
 def digest_of(value: Any) -> str:

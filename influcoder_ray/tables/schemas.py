@@ -71,6 +71,52 @@ RANKINGS = pa.schema(
 
 HISTOGRAM = pa.schema([pa.field("count", pa.int64(), nullable=False)])
 
+# Influence on the queries that something is selected or filtered by. `row` is the row of the corpus file,
+# `aim` the query (or group of them) that the row is nearest to, or is ranked for.
+SCORES = pa.schema(
+    [
+        pa.field("row", pa.int64(), nullable=False),
+        pa.field("example_id", pa.string(), nullable=False),
+        pa.field("score", pa.float32(), nullable=False),
+        pa.field("aim", pa.int32(), nullable=False),
+    ]
+)
+
+SCORE_COUNTS = pa.schema(
+    [pa.field("bin", pa.int32(), nullable=False), pa.field("count", pa.int64(), nullable=False)]
+)
+
+LABELLED = pa.schema(
+    [pa.field("score", pa.float32(), nullable=False), pa.field("unwanted", pa.bool_(), nullable=False)]
+)
+
+BARS = pa.schema([pa.field("score", pa.float32(), nullable=False)])
+
+# `part` names the unit of the corpus as it was embedded.
+CHOSEN = pa.schema(
+    [
+        pa.field("part", pa.string(), nullable=False),
+        *SCORES,
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("rank", pa.int64(), nullable=False),
+        pa.field("tokens", pa.int32()),
+    ]
+)
+
+REVIEW = pa.schema(
+    [
+        pa.field("place", pa.string(), nullable=False),
+        pa.field("example_id", pa.string(), nullable=False),
+        pa.field("score", pa.float32(), nullable=False),
+        pa.field("percentile", pa.float32(), nullable=False),
+        pa.field("removed", pa.bool_(), nullable=False),
+        pa.field("query_id", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("prompt", pa.string(), nullable=False),
+        pa.field("response", pa.string(), nullable=False),
+    ]
+)
+
 EVALUATION_PAIRS = pa.schema(
     [
         pa.field("query_id", pa.string(), nullable=False),
@@ -142,6 +188,25 @@ def sketches(width: int, dtype: str) -> pa.Schema:
             pa.field("truncated", pa.bool_(), nullable=False),
         ],
         metadata={"sketch_width": str(width), "sketch_dtype": dtype},
+    )
+
+
+def candidates(dimensions: int | None) -> pa.Schema:
+    """Rows that come into question for a selection, with what decides whether they are taken.
+
+    Args:
+        dimensions: numbers of their vectors; None where no two of them are compared.
+    """
+    vector = [] if dimensions is None else [pa.field("embedding", pa.list_(pa.float16(), dimensions))]
+    return pa.schema(
+        [
+            pa.field("part", pa.string(), nullable=False),
+            *SCORES,
+            pa.field("source", pa.string(), nullable=False),
+            pa.field("content_hash", pa.string(), nullable=False),
+            pa.field("tokens", pa.int32(), nullable=False),
+            *vector,
+        ]
     )
 
 

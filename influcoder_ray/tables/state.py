@@ -112,6 +112,14 @@ class StageState:
         self._folder.remove()
         (self._folder / "fingerprint.json").write_whole(fingerprint.to_json())
 
+    def renew(self, fingerprint: Fingerprint) -> None:
+        """Begin with a fingerprint; files of another one are removed, so that no reader meets both."""
+        held = self.fingerprint()
+        if held is None or held.digest != fingerprint.digest:
+            for table in self.tables:
+                (self.root / table).remove()
+        self.begin(fingerprint)
+
     def manifests(self) -> dict[str, Manifest]:
         """The manifests whose files are all there in the size that they vouch for, by unit."""
         return self._whole(self._written(self._closing()))

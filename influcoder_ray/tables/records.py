@@ -1,0 +1,124 @@
+"""Whole rows of a corpus, with every column that it has, as Arrow tables.
+
+Parquet rows come as they are. Lines of JSON have no types, so those of a file are told from its values,
+and those of a corpus are what all of its files fit into. A column whose values fit no one type is kept as
+JSON text.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from influcoder_ray.tables.json_lines import Unreadable, lines, parse
+from influcoder_ray.tables.units import Unit
+
+_AS_JSON = {b"influcoder_ray": b"json"}
+_NO_TYPE = (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError)
+
+
+@dataclass(frozen=True)
+class Records:
+    """Rows of a unit that can be kept, where each stood in its file, and why others cannot."""
+
+    table: pa.Table
+    rows: Sequence[int]
+    unreadable: Sequence[tuple[int, str]]
+
+
+def read_records(unit: Unit, schema: pa.Schema | None = None) -> Records:
+    """All rows and columns of a unit.
+
+    Args:
+        schema: of JSON Lines, as `common_schema` gives it; told from the values if None. Parquet has its own.
+    """
+    if unit.row_groups is None:
+        numbers, rows, unreadable = _parsed(unit)
+        return Records(_as_table(rows, schema or _schema_of(rows)), numbers, unreadable)
+    with unit.place.open() as stream:
+        table = pq.ParquetFile(stream).read_row_groups(list(unit.row_groups))
+    return Records(table, range(unit.first_row, unit.first_row + table.num_rows), ())
+
+
+def schema_of_lines(unit: Unit) -> pa.Schema:
+    """The columns of a JSON Lines file, with types that its values fit into."""
+    _, rows, _ = _parsed(unit)
+    return _schema_of(rows)
+
+
+def common_schema(schemas: Sequence[pa.Schema]) -> pa.Schema:
+    """The columns of all, each with a type that the values of all fit into: in the end, JSON text."""
+    fields: dict[str, pa.Field] = {}
+    for schema in schemas:
+        for field in schema:
+            fields[field.name] = _common(fields.get(field.name, field), field)
+    return pa.schema(list(fields.values()))
+
+
+def _common(one: pa.Field, other: pa.Field) -> pa.Field:
+    if _is_json(one) or _is_json(other):
+        return pa.field(one.name, pa.string(), metadata=_AS_JSON)
+    try:
+        return pa.unify_schemas([pa.schema([one]), pa.schema([other])], promote_options="permissive").field(0)
+    except _NO_TYPE:
+        return pa.field(one.name, pa.string(), metadata=_AS_JSON)
+
+
+def _is_json(field: pa.Field) -> bool:
+    return _AS_JSON.items() <= (field.metadata or {}).items()
+
+
+def _parsed(unit: Unit) -> tuple[list[int], list[dict[str, Any]], list[tuple[int, str]]]:
+    numbers, rows, unreadable = [], [], []
+    for number, line in enumerate(lines(unit.place)):
+        row = parse(line)
+        if isinstance(row, Unreadable):
+            unreadable.append((number, row.reason))
+        elif rb"\ud" in line.lower() and not _is_unicode(row):
+            unreadable.append((number, "the line holds a lone surrogate, which is no Unicode text"))
+        else:
+            numbers.append(number)
+            rows.append(row)
+    return numbers, rows, unreadable
+
+
+def _is_unicode(row: dict[str, Any]) -> bool:
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _schema_of(rows: Sequence[dict[str, Any]]) -> pa.Schema:
+    names = dict.fromkeys(name for row in rows for name in row)
+    return pa.schema([_field_of(name, [row.get(name) for row in rows]) for name in names])
+
+
+def _field_of(name: str, values: Sequence[Any]) -> pa.Field:
+    try:
+        kind = pa.array(values).type
+    except _NO_TYPE:
+        return pa.field(name, pa.string(), metadata=_AS_JSON)
+    return pa.field(name, kind) if _is_storable(kind) else pa.field(name, pa.string(), metadata=_AS_JSON)
+
+
+def _is_storable(kind: pa.DataType) -> bool:
+    """Whether Parquet has the type: it has no empty objects."""
+    if pa.types.is_struct(kind):
+        return kind.num_fields > 0 and all(_is_storable(field.type) for field in kind)
+    return _is_storable(kind.value_type) if pa.types.is_list(kind) else True
+
+
+def _as_table(rows: Sequence[dict[str, Any]], schema: pa.Schema) -> pa.Table:
+    return pa.table([_column([row.get(f.name) for row in rows], f) for f in schema], schema=schema)
+
+
+def _column(values: Sequence[Any], field: pa.Field) -> pa.Array:
+    if _is_json(field):
+        texts = [None if v is None else json.dumps(v, ensure_ascii=False) for v in values]
+        return pa.array(texts, pa.string())
+    return pa.array(values, field.type)

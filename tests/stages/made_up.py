@@ -1,0 +1,172 @@
+"""A run that is finished up to `embed` with made-up vectors, and stages that run in this process."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from material import sentences
+from rich.console import Console
+
+from influcoder_ray import pipeline
+from influcoder_ray.config import PipelineSettings
+from influcoder_ray.stages import distill, embed, sample, sketch
+from influcoder_ray.stages.cluster import Reservation
+from influcoder_ray.tables import schemas
+from influcoder_ray.tables.fingerprint import Fingerprint
+from influcoder_ray.tables.records import read_records
+from influcoder_ray.tables.state import Manifest, Output, StageState
+
+DIMENSIONS = 6
+CORPUS_ROWS, QUERY_ROWS = 90, 8
+
+
+def corpus_rows() -> list[dict[str, Any]]:
+    """Rows with more columns than a run needs; every ninth says what another one says."""
+    texts, answers = sentences(CORPUS_ROWS, 3), sentences(CORPUS_ROWS, 4)
+    rows = [
+        {
+            "id": f"c{i:02}",
+            "prompt": texts[i],
+            "response": answers[i],
+            "label": None if i % 5 == 0 else int(i % 4 == 0),
+            "length": 3 + i % 7,
+            "extra": {"list": [i, i + 1], "word": f"w{i}"},
+        }
+        for i in range(CORPUS_ROWS)
+    ]
+    for i in range(8, CORPUS_ROWS, 9):
+        rows[i] |= {"prompt": f" {rows[i - 1]['prompt']}\n", "response": rows[i - 1]["response"]}
+    return rows
+
+
+def query_rows() -> list[dict[str, Any]]:
+    texts = sentences(QUERY_ROWS, 13)
+    tasks = ["sums", "rivers", "refusal", "sums", "rivers", "refusal", "sums", "sums"]
+    return [
+        {"id": f"q{i}", "prompt": texts[i], "response": "yes", "task": tasks[i]} for i in range(QUERY_ROWS)
+    ]
+
+
+def vectors_of(rows: int, seed: int) -> np.ndarray:
+    """Vectors (rows, d) float16, some of them alike; those of equal contents are equal."""
+    generator = np.random.default_rng(seed)
+    found = generator.normal(size=(rows, DIMENSIONS)).astype(np.float16)
+    found[8::9] = found[7::9][: len(found[8::9])]
+    found[2::11] = found[1::11][: len(found[2::11])] + np.float16(0.02)
+    return found
+
+
+def write_corpus(folder: Path, kind: str) -> Path:
+    """Two files of the same rows, as Parquet or as lines of JSON, one of them with a line that is no JSON."""
+    rows = corpus_rows()
+    place = folder / f"corpus-{kind}"
+    place.mkdir(exist_ok=True)
+    halves = (("a", rows[:50]), ("b", rows[50:]))
+    for name, half in halves:
+        if kind == "parquet":
+            pq.write_table(pa.Table.from_pylist(half), place / f"{name}.parquet", row_group_size=15)
+            continue
+        lines = [json.dumps(row) for row in half]
+        if name == "b":
+            lines.insert(3, "{no json")
+        (place / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    return place
+
+
+def made_up_run(settings: PipelineSettings) -> None:
+    """Write what the stages up to `embed` would have left."""
+    for stage in (sample, sketch, distill):
+        record = stage.state(settings.root)
+        record.begin(Fingerprint({"stage": record.stage}))
+        record.finish([], {})
+    record = sample.state(settings.root)
+    query_table = pa.Table.from_pylist(
+        [
+            {
+                "example_id": row["id"],
+                "content_hash": f"{i:032}",
+                "split": "train",
+                "prompt": row["prompt"],
+                "response": row["response"],
+                "turns": None,
+                "source": f"queries.parquet:{i}",
+            }
+            for i, row in enumerate(query_rows())
+        ],
+        schema=schemas.EXAMPLES,
+    )
+    unit = record.commit("queries", Output({sample.QUERIES: query_table}, 0, 0), 0.0)
+    record.finish([unit.unit_id], {})
+    plan = embed.plan(settings)
+    record = embed.state(settings.root)
+    record.begin(plan.fingerprint)
+    done = []
+    for unit_id, table in _embedded(settings, plan.fingerprint).items():
+        done.append(record.commit(unit_id, Output(table, 0, 0), 0.0).unit_id)
+    record.finish(done, {})
+
+
+def _embedded(settings: PipelineSettings, fingerprint: Fingerprint) -> dict[str, dict[str, pa.Table]]:
+    from influcoder_ray.tables.datafiles import find_data_files
+    from influcoder_ray.tables.units import plan_units
+
+    def table(ids: Sequence[str], sources: Sequence[str], vectors: np.ndarray) -> pa.Table:
+        cells = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), DIMENSIONS)
+        columns = {
+            "example_id": list(ids),
+            "source": list(sources),
+            "embedding": cells,
+            "familiarity": np.full(len(ids), 50, np.float32),
+        }
+        return pa.table(columns, schema=schemas.embeddings(DIMENSIONS))
+
+    cut = {"rows_per_unit": settings.embed.rows_per_unit, "fingerprint": fingerprint.digest}
+    found: dict[str, dict[str, pa.Table]] = {}
+    ids = [row["id"] for row in query_rows()]
+    vectors = vectors_of(len(ids), 5)
+    (unit,) = plan_units(sample.state(settings.root).data_files(sample.QUERIES), **cut, table=embed.QUERIES)
+    found[unit.unit_id] = {embed.QUERIES: table(ids, ids, vectors)}
+    order = {row["id"]: place for place, row in enumerate(corpus_rows())}
+    vectors = vectors_of(CORPUS_ROWS, 6)
+    files = find_data_files(settings.corpus.path, setting="corpus.path")
+    for unit in plan_units(files, **cut, table=embed.CORPUS):
+        records = read_records(unit)
+        names = records.table["id"].to_pylist()
+        sources = [f"{unit.relative}:{row}" for row in records.rows]
+        rows = vectors[[order[name] for name in names]]
+        found[unit.unit_id] = {embed.CORPUS: table(names, sources, rows)}
+    return found
+
+
+def in_this_process(patch: pytest.MonkeyPatch) -> None:
+    """Let stages do their units here, one after another, without Ray."""
+
+    def run_units(plan: Any, fingerprint: Fingerprint, *_: Any, **__: Any) -> dict[str, Manifest]:
+        plan.state.begin(fingerprint)
+        held = plan.state.manifests()
+        work = plan.work(**plan.arguments)
+        for unit in plan.units:
+            if unit.unit_id not in held:
+                plan.state.commit(unit.unit_id, work.process(unit, work.read(unit), lambda n: None), 0.0)
+        found = plan.state.manifests()
+        return {unit.unit_id: found[unit.unit_id] for unit in plan.units}
+
+    def one_unit(
+        record: StageState, unit_id: str, work: Any, settings: PipelineSettings, *_: Any, **arguments: Any
+    ) -> Manifest:
+        held = record.manifests().get(unit_id)
+        return held or work(settings, record, unit_id, 1, **arguments)
+
+    patch.setattr("influcoder_ray.stages.units_on_ray.run_units", run_units)
+    patch.setattr("influcoder_ray.stages.units_on_ray.one_unit", one_unit)
+    patch.setattr("influcoder_ray.stages.cluster.connect", lambda address: None)
+    patch.setattr("influcoder_ray.stages.cluster.reserve", lambda spec: Reservation(1, 1, 1.0, 0.0))
+
+
+def run(settings: PipelineSettings, *stages: str) -> Mapping[str, Any]:
+    return pipeline.run(settings, stages=stages, console=Console(quiet=True))
