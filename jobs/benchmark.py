@@ -1,6 +1,7 @@
 """Measure a part of this package beside what people would use without it.
 
 python jobs/benchmark.py gradients --model MODEL_FOLDER --rows rows.parquet --json gradients.json
+python jobs/benchmark.py known-answers --pool facts.parquet --queries queries.parquet --supports support_ids
 
 Needs no Ray: it runs on a bare machine, with a GPU or without.
 """
@@ -14,11 +15,11 @@ from pathlib import Path
 # It runs from a checkout, beside the package, which need not be installed.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import gradients
+from benchmarks import gradients, known_answers
 
 from influcoder_ray.cli import exit_status_of
 
-BENCHMARKS = {"gradients": gradients}
+BENCHMARKS = {"gradients": gradients, "known-answers": known_answers}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
