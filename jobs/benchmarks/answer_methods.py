@@ -168,26 +168,27 @@ def as_rankings(method: Method, positives: int, negative_weight: float, *, by_la
     return replace(method, scores=scores)
 
 
-def reranked(encoder: Method, exact: Method, share: float) -> list[Method]:
-    """The encoder's best rows ordered by exact influence: of all queries together, and of each alone.
+def reranked(first: Method, exact: Method, share: float) -> list[Method]:
+    """A method's best rows ordered by exact influence: of all queries together, and of each alone.
 
     Args:
-        encoder, exact: as rankings.
+        first, exact: as rankings; the first of text similarity or an encoder.
         share: of the test rows, the candidates of each query.
     """
-    name = f"{encoder.name}, {100 * share:g}% re-ranked"
-    candidates = candidates_of(share, encoder.scores[0].shape[1])
+    name = f"{first.name}, {100 * share:g}% re-ranked"
+    candidates = candidates_of(share, first.scores[0].shape[1])
     methods = []
     for kind, shared in ((name, True), (f"{name}, own candidates alone", False)):
-        found = [rerank(one, exact.scores[0], candidates, shared=shared) for one in encoder.scores]
+        found = [rerank(one, exact.scores[0], candidates, shared=shared) for one in first.scores]
         cost = replace(
-            encoder.cost,
+            first.cost,
+            queries=exact.cost.queries,
             rows=round(float(np.mean([evaluated.sum() for _, evaluated in found]))),
             rows_for_one_query=candidates,
         )
         methods.append(Method(kind, [scores for scores, _ in found], cost))
     # One ranking has no candidates of others.
-    return methods if len(encoder.scores[0]) > 1 else methods[:1]
+    return methods if len(first.scores[0]) > 1 else methods[:1]
 
 
 def _of_texts(encoder: Encoder, test: Test) -> tuple[Scores, npt.NDArray[np.float32]]:

@@ -221,6 +221,7 @@ def split(
     count: int | None,
     rows: int | None,
     sample: int,
+    sample_queries: int | None,
     together: str | None,
     negatives: Sequence[int],
 ) -> Parts:
@@ -233,7 +234,9 @@ def split(
     Args:
         positives: the rows that support each query (Q,), or whether each pool row (P,) is positive.
         count: test queries; half of all if None.
-        rows: test rows at most; positive ones are kept, so that it is the others that are thinned out.
+        sample_queries: queries to learn from; all that are not tested if None.
+        rows: test rows at most; those that support a test query or are like one that does, and those that are
+            positive, are kept, so that it is the others that are thinned out.
         negatives: pool rows that serve as references, and are in no other part.
 
     Raises:
@@ -244,14 +247,12 @@ def split(
     usable = [i for i, e in enumerate(queries.examples) if e.content_hash not in shared]
     drawn = _drawn(queries, usable, seed, "test")
     count = count or len(drawn) // 2
-    tested, learning = drawn[:count], drawn[count:]
+    tested, learning = drawn[:count], drawn[count:][:sample_queries]
     by_label = isinstance(positives, np.ndarray)
-    if by_label:
-        kept: set[int] = set()
-        reserved: set[int] = set()
-    else:
-        kept = {row for query in tested for row in positives[query]} - apart
-        reserved = kept | _alike(queries, pool, tested, kept, together)
+    reserved: set[int] = set()
+    if not by_label:
+        supporting = {row for query in tested for row in positives[query]}
+        reserved = supporting | _alike(queries, pool, tested, supporting, together)
     free = _drawn(pool, [r for r in range(len(pool)) if r not in reserved and r not in apart], seed, "sample")
     if len(learning) < _LEAST_TO_TRAIN or len(free) < sample:
         raise UserError(
@@ -259,9 +260,8 @@ def split(
             f"test queries, and {sample} rows and {_LEAST_TO_TRAIN} queries are needed to learn from; lower "
             "--sample or --count"
         )
-    sampled, rest = free[:sample], [*sorted(reserved - apart), *free[sample:]]
-    if by_label:
-        kept = {row for row in rest if positives[row]}
+    sampled, rest = free[:sample], free[sample:]
+    kept = {row for row in rest if positives[row]} if by_label else reserved - apart
     others = _drawn(pool, [row for row in rest if row not in kept], seed, "rows")
     taken = others[: max(0, rows - len(kept))] if rows else others
     test_rows = sorted([*kept, *taken])
@@ -291,11 +291,11 @@ def choose(pool: Rows, condition: Condition, count: int, seed: int) -> list[int]
 
 
 def _alike(
-    queries: Rows, pool: Rows, tested: Sequence[int], kept: set[int], together: str | None
+    queries: Rows, pool: Rows, tested: Sequence[int], supporting: set[int], together: str | None
 ) -> set[int]:
     if together is None:
         return set()
-    values = {_written(pool.cells[together][row]) for row in kept}
+    values = {_written(pool.cells[together][row]) for row in supporting}
     if together in queries.cells:
         values |= {_written(queries.cells[together][query]) for query in tested}
     values.discard("")

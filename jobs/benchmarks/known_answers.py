@@ -15,7 +15,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -47,7 +47,7 @@ from influcoder_ray import __version__
 from influcoder_ray.demo.weights import fetch_causal_lm, fetch_encoder
 from influcoder_ray.encoder.head import SIDES
 from influcoder_ray.encoder.model import Encoder
-from influcoder_ray.encoder.specs import DistillSpec, EncoderSpec
+from influcoder_ray.encoder.specs import DistillSpec, EncoderSpec, Recipe
 from influcoder_ray.errors import UserError
 from influcoder_ray.evaluation.agreement import Resampled
 from influcoder_ray.evaluation.comparison import lead, over_seeds
@@ -116,6 +116,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="test rows at most: those to be found, and of the others some, which then stand for all",
     )
     parser.add_argument("--sample", type=at_least(10), default=600, help="rows to learn from (%(default)s)")
+    parser.add_argument(
+        "--sample-queries", type=at_least(10), help="queries to learn from; all that are not tested if unset"
+    )
+    parser.add_argument(
+        "--recipe",
+        choices=get_args(Recipe),
+        default="spectral",
+        help="of the encoder's training (%(default)s)",
+    )
     parser.add_argument("--seeds", type=at_least(1), default=1, help="encoders to train (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of everything random (%(default)s)")
     parser.add_argument(
@@ -222,6 +231,7 @@ def _figures(arguments: argparse.Namespace, device: torch.device) -> dict[str, A
         count=arguments.count,
         rows=arguments.rows,
         sample=arguments.sample,
+        sample_queries=arguments.sample_queries,
         together=arguments.together,
         negatives=negatives,
     )
@@ -237,7 +247,7 @@ def _figures(arguments: argparse.Namespace, device: torch.device) -> dict[str, A
         distilled(
             Place(arguments.work),
             encoder,
-            DistillSpec(),
+            DistillSpec.model_validate({"recipe": arguments.recipe}),
             training,
             gradients=stores[0].fingerprint,
             seed=seed,
@@ -423,7 +433,8 @@ def _rankings(
             m.name: as_rankings(m, positives, weight, by_label=arguments.label is not None) for m in methods
         }
         for share in arguments.rerank:
-            ranked |= {m.name: m for m in reranked(ranked[ENCODER], ranked[COSINE], share)}
+            for first in (UNTRAINED, ENCODER):
+                ranked |= {m.name: m for m in reranked(ranked[first], ranked[COSINE], share)}
         suffix = f", negatives x {weight:g}" if weight else ""
         every += [m.named(f"{m.name}{suffix}") for m in ranked.values()]
     return every
