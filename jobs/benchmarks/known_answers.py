@@ -123,7 +123,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--recipe",
         choices=get_args(Recipe),
         default="spectral",
-        help="of the encoder's training (%(default)s)",
+        help="of training (%(default)s)",
     )
     parser.add_argument("--seeds", type=at_least(1), default=1, help="encoders to train (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of everything random (%(default)s)")
