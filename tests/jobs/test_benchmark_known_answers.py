@@ -29,43 +29,21 @@ Run = Callable[..., int]
 
 
 def facts() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Pool rows, three a subject of which two support its query, and the queries; of another setting some more."""
+    """Pool rows, three a subject of which two support its query, and one of another setting; queries."""
     pool, queries = [], []
     for number in range(SUBJECTS):
         place = SENTENCES[number % len(SENTENCES)].split()[0]
         subject = f"No. {number}"
-        shared = {"setting": "one", "subject": subject}
+        shared = {"setting": "one", "subject": subject, "kind": str(number % 2)}
         wordings = [f"{subject} lies in", f"In which place is {subject}? In", f"{subject} looks at"]
         pool += [
-            shared
-            | {
-                "id": f"p{number}-{i}",
-                "prompt": text,
-                "response": place,
-                "toxic": int(i == 2),
-                "kind": str(number % 2),
-            }
+            shared | {"id": f"p{number}-{i}", "prompt": text, "response": place, "toxic": int(i == 2)}
             for i, text in enumerate(wordings)
         ]
-        queries.append(
-            shared
-            | {
-                "id": f"q{number}",
-                "prompt": f"Where is {subject}? It is in",
-                "answer": place,
-                "support_ids": [f"p{number}-0", f"p{number}-1"],
-            }
-        )
-    other = {
-        "id": "other",
-        "setting": "two",
-        "subject": "x",
-        "prompt": "a",
-        "response": "b",
-        "toxic": 0,
-        "kind": "0",
-    }
-    return [*pool, other], queries
+        supports = [f"p{number}-0", f"p{number}-1"]
+        asked = {"id": f"q{number}", "prompt": f"Where is {subject}? It is in", "answer": place}
+        queries.append(shared | asked | {"support_ids": supports})
+    return [*pool, pool[0] | {"id": "other", "setting": "two", "prompt": "a", "response": "b"}], queries
 
 
 @pytest.fixture(scope="session")
@@ -188,7 +166,7 @@ def test_labelled_rows_are_measured_in_groups_and_with_negative_references(run: 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--label=kind", "--where=kind=2"], "holds no usable row with setting=one, kind=2"),
+        (["--label=kind", "--where=kind=2"], "holds no usable row with setting=one with kind=2"),
         (["--label=setting"], "setting of 'p0-0' is 'one'; give 0 or 1"),
         (["--supports=subject"], "is no list of pool ids"),
         (["--supports=support_ids", "--where=nothing=1"], "neither file has a column 'nothing'"),
@@ -272,10 +250,8 @@ def test_a_query_that_stands_in_the_pool_is_no_test() -> None:
 
 def test_repeated_content_is_one_row_that_every_id_finds(tmp_path: Path) -> None:
     """Prevents a support that is not found because its text was read under another id."""
-    cells = [
-        {"id": i, "prompt": "p", "response": r}
-        for i, r in (("a", "x"), ("b", " x "), ("c", "y"), ("d", None))
-    ]
+    given = {"a": "x", "b": " x ", "c": "y", "d": None}
+    cells = [{"id": i, "prompt": "p", "response": response} for i, response in given.items()]
     pq.write_table(pa.Table.from_pylist(cells), tmp_path / "rows.parquet")
     rows = answer_rows.read(str(tmp_path / "rows.parquet"), PAIR, option="--pool")
     assert [e.example_id for e in rows.examples] == ["a", "c"]
