@@ -79,15 +79,7 @@ def run(
     return call
 
 
-SUPPORTS = [
-    "--supports=support_ids",
-    "--together=subject",
-    "--rerank",
-    "0.1",
-    "--recall-at",
-    "5",
-    "--seeds=2",
-]
+SUPPORTS = "--supports=support_ids --together=subject --rerank 0.1 --recall-at 5 --seeds=2".split()
 
 
 @pytest.fixture(scope="session")
