@@ -42,7 +42,7 @@ from benchmarks.answer_methods import (
 )
 from benchmarks.answer_rows import Condition, Parts, Rows
 from benchmarks.options import at_least, find_device, name_of_device
-from benchmarks.table import show_known_answers
+from benchmarks.table import show_known_answers, spoken
 from influcoder_ray import __version__
 from influcoder_ray.demo.weights import fetch_causal_lm, fetch_encoder
 from influcoder_ray.encoder.head import SIDES
@@ -201,7 +201,7 @@ def draw(figures: Mapping[str, Any]) -> str:
         CostPoint(m["method"], m["seconds"], *(m["figures"][measure][k] for k in ("mean", "low", "high")))
         for m in figures["methods"]
     ]
-    name = measure.replace("_", " ")
+    name = spoken(measure)
     best = max(points, key=lambda point: point.mean)
     label = (
         f"{name} of {len(points)} methods against their seconds; {best.name} has the most, {best.mean:.3f}"

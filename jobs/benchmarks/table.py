@@ -51,13 +51,19 @@ def show_gradients(figures: dict[str, Any]) -> None:
         console.print(f"bergson: {figures['bergson_note']}", markup=False)
 
 
+def spoken(measure: str) -> str:
+    """A measure's name for a person."""
+    name = {"r_precision": "R-precision", "mrr": "MRR"}.get(measure, measure)
+    return name.replace("_at_", "@").replace("_", " ")
+
+
 def show_known_answers(figures: dict[str, Any]) -> None:
     """Print what the benchmark of known answers found."""
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     table = Table(title="Known answers")
     table.add_column("method")
     for measure in figures["measures"]:
-        table.add_column(measure.replace("_", " "), justify="right")
+        table.add_column(spoken(measure), justify="right")
     for heading in ("lead", "gradients", "for one query", "seconds"):
         table.add_column(heading, justify="right")
     first = figures["measures"][0]
@@ -88,7 +94,7 @@ def show_known_answers(figures: dict[str, Any]) -> None:
     )
     console.print(
         f"in brackets {figures['interval']}; "
-        f"lead over the {figures['leads_over']} in {first.replace('_', ' ')}; "
+        f"lead over the {figures['leads_over']} in {spoken(first)}; "
         f"seeds {figures['seeds']}, epochs kept {figures['chosen_epochs']}; "
         f"{figures['seconds_per_gradient']:.3f} s a gradient on {figures['device_name']}, "
         f"threads {figures['threads']}",

@@ -79,7 +79,7 @@ def run(
     return call
 
 
-SUPPORTS = "--supports=support_ids --together=subject --rerank 0.1 --recall-at 5 --seeds=2".split()
+SUPPORTS = ["--supports=support_ids", "--together=subject", "--rerank=0.1", "--recall-at=5", "--seeds=2"]
 
 
 @pytest.fixture(scope="session")
@@ -141,8 +141,8 @@ def test_a_second_run_computes_no_gradient_and_trains_nothing(
 
 def test_labelled_rows_are_measured_in_groups_and_with_negative_references(run: Run, tmp_path: Path) -> None:
     """Prevents groups that are lost, and negative references that are tested on as well."""
-    options = ["--label=toxic", "--group=kind", "--rerank", "0.1", "--rows=50"]
-    negatives = ["--negatives=toxic=0", "--negative-count=5", "--negative-weight", "0.5"]
+    options = ["--label=toxic", "--group=kind", "--rerank=0.1", "--rows=50"]
+    negatives = ["--negatives=toxic=0", "--negative-count=5", "--negative-weight=0.5"]
     assert run(*options, *negatives, f"--json={tmp_path / 'f.json'}") == 0
     found = json.loads((tmp_path / "f.json").read_text())
     parts = [f"average_precision{part}" for part in ("", ", 0", ", 1")]
