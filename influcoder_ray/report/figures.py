@@ -332,6 +332,73 @@ def sketch_widths(
         return _as_page_svg(figure, "widths", "Error and rank agreement by sketch width", label)
 
 
+@dataclass(frozen=True)
+class CostPoint:
+    """A method's seconds, above 0, and its quality with the ends of its interval."""
+
+    name: str
+    seconds: float
+    mean: float
+    low: float
+    high: float
+
+
+def cost_against_quality(points: Sequence[CostPoint], measure: str, label: str) -> str:
+    """What each method reaches against the seconds it takes, with its interval; names stand at the right.
+
+    Args:
+        points: at least one.
+        measure: what the means are of.
+    """
+    ordered = sorted(points, key=lambda point: point.mean)
+    low, high = min(p.low for p in points), max(p.high for p in points)
+    height = max(3.2, 0.24 * len(points) + 0.9)
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(1.6 * _WIDTH, height))
+        axes, beside = figure.subplots(1, 2, sharey=True, width_ratios=[1.25, 1])
+        pad = 0.06 * (high - low or 1)
+        axes.set_ylim(low - pad, high + pad)
+        places = _spaced([p.mean for p in ordered], 0.2 / height * 1.25 * (high - low + 2 * pad), low, high)
+        right = max(p.seconds for p in points) * 2
+        for point, place in zip(ordered, places, strict=True):
+            error = [[point.mean - point.low], [point.high - point.mean]]
+            axes.errorbar(
+                point.seconds, point.mean, yerr=error, fmt="o", color=FIRST, markersize=5, elinewidth=1.2
+            )
+            axes.plot([point.seconds, right], [point.mean, place], color=RULE, linewidth=0.7, zorder=0.5)
+            beside.annotate(
+                f"{point.name}  {point.mean:.3f}",
+                (0, place),
+                va="center",
+                fontsize=8.5,
+                color=INK,
+                annotation_clip=False,
+            )
+        axes.set_xscale("log")
+        axes.set_xlim(right=right)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: f"{seconds:,g}"))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_xlabel("seconds for all test queries")
+        axes.set_ylabel(measure)
+        beside.axis("off")
+        beside.set_xlim(0, 1)
+        return _as_page_svg(figure, "cost", label)
+
+
+def _spaced(values: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Places for labels at rising values, at least `gap` apart where low to high has the room."""
+    gap = min(gap, (high - low) / max(1, len(values) - 1))
+    places: list[float] = []
+    for value in values:
+        places.append(max(value, places[-1] + gap) if places else value)
+    # What was pushed above the top is pushed back from there.
+    top = high
+    for number in range(len(places) - 1, -1, -1):
+        places[number] = min(places[number], top)
+        top = places[number] - gap
+    return places
+
+
 def as_file(svg: str) -> str:
     """A figure as a file of its own, twice its size, its type dark on light pages and light on dark ones."""
     width, height = (2 * float(side) for side in re.findall(r'viewBox="0 0 (\S+) (\S+)"', svg)[0])

@@ -15,7 +15,7 @@ padding counts for nothing.
 import argparse
 import json
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +28,7 @@ from rich.console import Console
 from benchmarks.bergson import Bergson, run_bergson
 from benchmarks.material import random_teacher, random_tokens, read_tokens
 from benchmarks.one_at_a_time import one_at_a_time
+from benchmarks.options import at_least, find_device, name_of_device
 from benchmarks.parts import Part, UnusedSketch, Work, teacher_part
 from benchmarks.table import show_gradients
 from influcoder_ray import __version__
@@ -61,21 +62,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt", nargs="+", metavar="COLUMN", help="column, or columns, of the prompt")
     parser.add_argument("--response", metavar="COLUMN", help="column of the response")
     parser.add_argument("--text", metavar="COLUMN", help="column of raw text, in place of a pair")
-    parser.add_argument("--count", type=_at_least(2), default=200, help="rows (%(default)s)")
+    parser.add_argument("--count", type=at_least(2), default=200, help="rows (%(default)s)")
     parser.add_argument(
-        "--min-tokens", type=_at_least(2), default=32, help="shorter rows are skipped (%(default)s)"
+        "--min-tokens", type=at_least(2), default=32, help="shorter rows are skipped (%(default)s)"
     )
     parser.add_argument(
-        "--max-tokens", type=_at_least(8), default=256, help="longer rows are cut (%(default)s)"
+        "--max-tokens", type=at_least(8), default=256, help="longer rows are cut (%(default)s)"
     )
-    parser.add_argument("--rank", type=_at_least(1), default=8, help="rank of the adapter (%(default)s)")
+    parser.add_argument("--rank", type=at_least(1), default=8, help="rank of the adapter (%(default)s)")
     parser.add_argument("--width", type=int, default=16_384, help="width of the CountSketch (%(default)s)")
     parser.add_argument("--dtype", choices=tuple(_MOST_ERROR), default="float32", help="%(default)s")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="%(default)s")
-    parser.add_argument("--threads", type=_at_least(1), help="torch's threads on a CPU; its choice if unset")
+    parser.add_argument("--threads", type=at_least(1), help="torch's threads on a CPU; its choice if unset")
     parser.add_argument(
         "--tokens-per-batch",
-        type=_at_least(8),
+        type=at_least(8),
         nargs="+",
         default=[512, 1024, 2048],
         metavar="TOKENS",
@@ -89,13 +90,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--slices",
-        type=_at_least(1),
+        type=at_least(1),
         help="slices into which the rows are cut; 8 on a CPU and 1 on a GPU, which wants large batches",
     )
-    parser.add_argument("--repeats", type=_at_least(1), default=3, help="rounds (%(default)s)")
+    parser.add_argument("--repeats", type=at_least(1), default=3, help="rounds (%(default)s)")
     parser.add_argument(
         "--one-at-a-time-count",
-        type=_at_least(1),
+        type=at_least(1),
         default=24,
         metavar="COUNT",
         help="rows for one example at a time (%(default)s)",
@@ -117,7 +118,7 @@ def run(arguments: argparse.Namespace) -> None:
         UserError: a setting or an input that cannot be used.
         RunFailed: the gradients are not autograd's, so that their speed would mean nothing.
     """
-    device = _device(arguments.device)
+    device = find_device(arguments.device)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     precision = torch.get_float32_matmul_precision()
@@ -234,7 +235,7 @@ def _figures(arguments: argparse.Namespace, device: torch.device) -> dict[str, A
         "width": width,
         "dtype": arguments.dtype,
         "device": device.type,
-        "device_name": _device_name(device),
+        "device_name": name_of_device(device),
         "threads": torch.get_num_threads(),
         "seed": arguments.seed,
         "bergson_note": bergson.note,
@@ -315,18 +316,6 @@ def _sketch_share(parts: Sequence[Part], ours: Part) -> float | None:
     return None
 
 
-def _device(name: str) -> torch.device:
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device: torch sees no GPU here; give cpu, or a CUDA build of torch")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{platform.processor() or platform.machine()} CPU"
-
-
 def _width(width: int) -> int:
     try:
         return SketchSpec(width=width).width
@@ -334,15 +323,3 @@ def _width(width: int) -> int:
         raise UserError(
             f"--width: {width} is no width of a sketch; give a power of two from 1024 to 262144"
         ) from error
-
-
-def _at_least(least: int) -> Callable[[str], int]:
-    """An argument's type: a whole number with a lower bound."""
-
-    def whole_number(text: str) -> int:
-        number = int(text)
-        if number < least:
-            raise argparse.ArgumentTypeError(f"{text} is below {least}")
-        return number
-
-    return whole_number

@@ -4,6 +4,7 @@ import sys
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 
@@ -82,3 +83,57 @@ def show_units(figures: dict[str, Any]) -> None:
         f"{figures['planned_units']:,} units are planned in {figures['seconds_to_plan']:.1f} s; "
         f"driver memory: {memory} (run for {figures['memory_seconds']:g} s after the first unit)"
     )
+
+
+def spoken(measure: str) -> str:
+    """A measure's name for a person."""
+    name = {"r_precision": "R-precision", "mrr": "MRR"}.get(measure, measure)
+    return name.replace("_at_", "@").replace("_", " ")
+
+
+def show_known_answers(figures: dict[str, Any]) -> None:
+    """Print what the benchmark of known answers found."""
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    table = Table(title="Known answers")
+    table.add_column("method")
+    for measure in figures["measures"]:
+        table.add_column(spoken(measure), justify="right")
+    for heading in ("lead", "gradients", "for one query", "seconds"):
+        table.add_column(heading, justify="right")
+    first = figures["measures"][0]
+    for method in figures["methods"]:
+        gradients, ahead = method["gradients"], method["leads"][first]
+        table.add_row(
+            method["method"],
+            *(
+                escape("{mean:.3f} [{low:.3f}, {high:.3f}]".format(**method["figures"][m]))
+                for m in figures["measures"]
+            ),
+            f"{ahead['mean']:+.3f} ± {ahead['std']:.3f}",
+            f"{gradients['sample'] + gradients['queries'] + gradients['rows']:,}",
+            f"{gradients['rows_for_one_query']:,}",
+            f"{method['seconds']:,.1f}",
+        )
+    console.print(table)
+    test, training = figures["test"], figures["training"]
+    found = "" if test["positive_rows"] is None else f", {test['positive_rows']:,} of them to be found"
+    stand_for = test["rows_that_these_stand_for"]
+    console.print(
+        f"{test['queries']} test queries, {test['rows']:,} test rows"
+        + (f" that stand for {stand_for:,}" if stand_for != test["rows"] else "")
+        + f"{found}; learnt from "
+        + " and ".join(
+            f"{sum(splits.values()):,} {'rows' if s == 'pool' else s}" for s, splits in training.items()
+        )
+    )
+    console.print(
+        f"in brackets {figures['interval']}; "
+        f"lead over the {figures['leads_over']} in {spoken(first)}; "
+        f"seeds {figures['seeds']}, epochs kept {figures['chosen_epochs']}; "
+        f"{figures['seconds_per_gradient']:.3f} s a gradient on {figures['device_name']}, "
+        f"threads {figures['threads']}",
+        markup=False,
+    )
+    left_out = {name.replace("_", " "): count for name, count in figures["left_out"].items() if count}
+    if left_out:
+        console.print("left out: " + ", ".join(f"{count:,} {name}" for name, count in left_out.items()))

@@ -20,7 +20,7 @@ from influcoder_ray.encoder.recipes import training
 from influcoder_ray.encoder.specs import HISTORY
 from influcoder_ray.encoder.training import Examples, Training
 from influcoder_ray.encoder.workers import Workers
-from influcoder_ray.evaluation.agreement import aggregated_rho, per_query_rho
+from influcoder_ray.evaluation.epochs import best_epoch, epoch_figures, epoch_quality
 from influcoder_ray.examples import Example
 from influcoder_ray.stages.folders import at_hand
 from influcoder_ray.stages.signals import (
@@ -98,7 +98,7 @@ def _train(config: dict[str, Any], workers: Workers, scratch: Path, sign: Callab
             epochs = json.loads((Path(held) / HISTORY).read_text())["epochs"]
     while distillation.next_epoch <= settings.distill.epochs:
         epoch = distillation.next_epoch
-        note = f"validation {_figure(epochs[-1]):.3f}, untrained {_figure(epochs[0]):.3f}"
+        note = f"validation {epoch_quality(epochs[-1]):.3f}, untrained {epoch_quality(epochs[0]):.3f}"
 
         def report(step: int, loss: float, note: str = note) -> None:
             sign()
@@ -114,17 +114,6 @@ def _train(config: dict[str, Any], workers: Workers, scratch: Path, sign: Callab
             encoder.save(best)
         history = {"chosen_epoch": chosen, "epochs": epochs}
         _report(distillation, history, best, workers, scratch)
-
-
-def best_epoch(epochs: Sequence[Mapping[str, Any]], *, fall_back: bool) -> int:
-    """The number of the epoch that agrees best on the validation split, the earliest of equal ones.
-
-    Args:
-        epochs: the figures of each, those of the untrained encoder (epoch 0) first.
-        fall_back: whether the untrained encoder is one of the choices.
-    """
-    best = max(epochs if fall_back else epochs[1:], key=_figure)
-    return int(best["epoch"])
 
 
 def _report(
@@ -164,13 +153,4 @@ def _agreement(
     vectors = {
         side: encoder.embed(examples, side, lambda rows: sign())[0] for side, examples in held_out.items()
     }
-    predicted = vectors["queries"] @ vectors["pool"].T
-    return {
-        "validation_per_query_rho": float(per_query_rho(predicted, exact).mean()),
-        "validation_aggregated_rho": aggregated_rho(predicted, exact),
-    }
-
-
-def _figure(epoch: Mapping[str, Any]) -> float:
-    """What the best epoch is chosen by: the mean of both rank agreements on the validation split."""
-    return float(epoch["validation_per_query_rho"] + epoch["validation_aggregated_rho"]) / 2
+    return epoch_figures(vectors["queries"] @ vectors["pool"].T, exact)

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from influcoder_ray.stages.work.training import best_epoch
+from influcoder_ray.evaluation.epochs import best_epoch
 
 
 def epochs(*figures: float) -> list[dict[str, Any]]:
