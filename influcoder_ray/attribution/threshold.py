@@ -120,6 +120,6 @@ def _curve(scores: npt.NDArray[np.float32], unwanted: npt.NDArray[np.bool_]) -> 
         missing = "should stay" if total else "should go"
         raise ValueError(f"of the {len(unwanted):,} labelled rows with a score none {missing}")
     order = np.argsort(-scores, kind="stable")
-    ordered, marks = scores[order], unwanted[order]
+    ordered, marks = scores[order], unwanted[order].astype(np.int64)
     last = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))
     return _Curve(ordered[last], last + 1, np.cumsum(marks)[last], len(marks), total)

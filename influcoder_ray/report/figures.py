@@ -382,7 +382,7 @@ def cost_against_quality(points: Sequence[CostPoint], measure: str, label: str) 
         axes.set_ylabel(measure)
         beside.axis("off")
         beside.set_xlim(0, 1)
-        return _as_page_svg(figure, "cost", label)
+        return _as_page_svg(figure, "cost", "Quality and cost of every method", label)
 
 
 def _spaced(values: Sequence[float], gap: float, low: float, high: float) -> list[float]:

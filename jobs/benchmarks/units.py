@@ -39,6 +39,7 @@ from rich.console import Console
 
 from benchmarks.table import show_units
 from influcoder_ray import __version__
+from influcoder_ray.config import WorkersSpec
 from influcoder_ray.errors import RunFailed, Stopped
 from influcoder_ray.stages.display import Display
 from influcoder_ray.stopping import stoppable
@@ -213,7 +214,7 @@ def _do(root: Place, units: Sequence[Unit], actors: int, sleep: float) -> dict[s
     from influcoder_ray.stages.units_on_ray import WorkPlan, run_units
 
     plan = WorkPlan(StageState(root, "units", ("rows",)), units, SleepingWork, {"seconds": sleep})
-    reservation = Reservation(actors, actors, _CPUS, 0.0)
+    reservation = Reservation(actors, actors, _CPUS, 0.0, WorkersSpec().hung_after_seconds)
     return run_units(
         plan, Fingerprint({"stage": "units"}), reservation, Display(Console(stderr=True)), "units"
     )
@@ -274,13 +275,12 @@ def _large_plan(
             most = max(most, _own_bytes() or 0)
             if first is None and record.files():
                 first = time.monotonic()
-        known = before is not None and planned is not None
         pipe.send(
             {
                 "seconds_to_plan": to_plan,
                 "seconds_to_first_planned_unit": None if first is None else first - handed_over,
-                "driver_bytes_per_planned_unit": (most - before) / count if known else None,
-                "driver_bytes_per_unit_of_plan": (planned - before) / count if known else None,
+                "driver_bytes_per_planned_unit": _each(before, most, count),
+                "driver_bytes_per_unit_of_plan": _each(before, planned, count),
             }
         )
         if not told.is_set():
@@ -297,6 +297,11 @@ def _large_plan(
     finally:
         told.set()
         watcher.join()
+
+
+def _each(before: int | None, after: int | None, count: int) -> float | None:
+    """Bytes by which memory has grown, for each of `count`; None where it cannot be told."""
+    return None if before is None or after is None else (after - before) / count
 
 
 def _own_bytes() -> int | None:
