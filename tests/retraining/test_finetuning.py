@@ -73,7 +73,7 @@ def peft_fine_tune(folder: Path, tokens: list[Tokens], seed: int) -> tuple[list[
         loss.backward()
         optimizer.step()
         schedule.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     with torch.no_grad():
         return losses, np.array([float(loss_alone(model, t)) for t in tokens])
 
