@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from influcoder_ray import __version__
 from influcoder_ray.config import PipelineSettings
-from influcoder_ray.stages import attribute, evaluate, rerank
+from influcoder_ray.stages import attribute, evaluate, rerank, validate
 from influcoder_ray.stages.display import Display
 from influcoder_ray.stages.plan import StagePlan
 from influcoder_ray.tables.fingerprint import Fingerprint
@@ -27,6 +27,9 @@ def plan(settings: PipelineSettings) -> StagePlan:
     reranked = rerank.found(settings)
     if reranked is not None:
         inputs["rerank"] = reranked.digest
+    validated = validate.found(settings)
+    if validated is not None:
+        inputs["validate"] = validated
     fingerprint = Fingerprint(
         {
             "stage": "report",
@@ -48,5 +51,5 @@ def plan(settings: PipelineSettings) -> StagePlan:
         return {unit_id: record.commit_files(unit_id, {REPORT: html}, seconds=seconds, counters={})}
 
     # One file, made in seconds out of what is there: when what it shows is renewed, so is the page.
-    renewed_by = ("inputs.evaluate", "inputs.rerank")
+    renewed_by = ("inputs.evaluate", "inputs.rerank", "inputs.validate")
     return StagePlan(record, fingerprint, (unit_id,), run, renewed_by=renewed_by)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 
 from influcoder_ray.config import PipelineSettings
+from influcoder_ray.errors import UserError
 from influcoder_ray.retraining.designs import Design, all_designs
 from influcoder_ray.retraining.specs import COUNTS, SCHEME
 from influcoder_ray.stages import distill, explore, sample, sketch
@@ -100,6 +101,28 @@ def plan(settings: PipelineSettings) -> StagePlan:
         return {scoring: scored, **tuned, closing: concluded}
 
     return StagePlan(record, fingerprint, (scoring, *of_unit, closing), run)
+
+
+def found(settings: PipelineSettings) -> str | None:
+    """The checksum of what retraining has shown of the present encoder, or None where there is nothing.
+
+    Whoever had it made wants to see it, also where the settings at hand do not ask for it. The fingerprint
+    would not do: more seeds of the same fine-tunes say more.
+
+    Raises:
+        UserError: the settings ask for it, and it is not there.
+    """
+    record = state(settings.root)
+    if not why_left_out(settings):
+        if not plan(settings).is_done():
+            raise UserError(f"{settings.root / VALIDATION}: not there yet; run the validate stage first")
+    elif not record.is_complete():
+        return None
+    held = record.fingerprint()
+    if held is None or held.fields["inputs"]["distill"] != distill.state(settings.root).finished().digest:
+        return None
+    (file,) = record.files(VALIDATION)
+    return file.sha256
 
 
 def _unit_id(fingerprint: Fingerprint, design: Design) -> str:

@@ -272,3 +272,16 @@ def _sketches(settings: PipelineSettings, side: str) -> list[dict[str, Any]]:
 def _hashes(path: Path) -> dict[str, str]:
     """Of a folder's files, or of a file alone."""
     return file_hashes(path) if path.is_dir() else {"": file_hashes(path.parent)[path.name]}
+
+
+def test_the_report_takes_up_what_retraining_has_shown(
+    validated: PipelineSettings, finished: PipelineSettings, tmp_path: Path
+) -> None:
+    """Prevents a proof that nobody reads, and a page that goes on showing a smaller one."""
+    shutil.copytree(validated.output, tmp_path / "run")
+    settings = validated.model_copy(update={"output": str(tmp_path / "run")})
+    pipeline.run(settings, stages=("report",), console=QUIET)
+    page = (tmp_path / "run/report.html").read_text("utf-8")
+    assert "Proof by retraining" in page
+    assert "with 2 seeds each" in page
+    assert "Proof by retraining" not in (Path(finished.output) / "report.html").read_text("utf-8")

@@ -17,6 +17,7 @@ from influcoder_ray.config import PipelineSettings
 from influcoder_ray.encoder.specs import HISTORY
 from influcoder_ray.examples import Example
 from influcoder_ray.examples.example import from_table
+from influcoder_ray.report.blocks import Section
 from influcoder_ray.report.contents import (
     Attribution,
     EpochRow,
@@ -29,7 +30,19 @@ from influcoder_ray.report.contents import (
     Unfamiliar,
 )
 from influcoder_ray.report.render import render_html
-from influcoder_ray.stages import attribute, distill, embed, evaluate, explore, rerank, sample, sketch
+from influcoder_ray.report.sections import validation
+from influcoder_ray.report.validation import validation_section
+from influcoder_ray.stages import (
+    attribute,
+    distill,
+    embed,
+    evaluate,
+    explore,
+    rerank,
+    sample,
+    sketch,
+    validate,
+)
 from influcoder_ray.stages.signals import read_examples
 from influcoder_ray.stages.texts import corpus_examples
 from influcoder_ray.tables import schemas
@@ -46,7 +59,15 @@ def html(settings: PipelineSettings) -> str:
     Raises:
         UserError: a stage before it is not done, or the corpus is not where it was.
     """
-    return render_html(contents(settings))
+    return render_html(contents(settings), _further(settings))
+
+
+def _further(settings: PipelineSettings) -> list[Section]:
+    """Sections of what not every run has."""
+    if validate.found(settings) is None:
+        return []
+    figures = json.loads((settings.root / validate.VALIDATION).read_bytes())
+    return [validation.section(validation_section(figures))]
 
 
 def contents(settings: PipelineSettings) -> ReportContents:
@@ -54,7 +75,11 @@ def contents(settings: PipelineSettings) -> ReportContents:
     evaluation = json.loads((root / evaluate.EVALUATION).read_bytes())
     history = json.loads((root / distill.ENCODER / HISTORY).read_bytes())
     reranked = rerank.found(settings) is not None
-    made = {"explore": settings.explore.examples > 0, "rerank": reranked}
+    made = {
+        "explore": settings.explore.examples > 0,
+        "rerank": reranked,
+        "validate": validate.found(settings) is not None,
+    }
     stages = {stage: module for stage, module in _STAGES.items() if made.get(stage, True)}
     totals = {stage: _totals(module.state(root)) for stage, module in stages.items()}
     pairs = evaluate.state(root).read(evaluate.PAIRS, schemas.EVALUATION_PAIRS)
@@ -116,6 +141,7 @@ _STAGES: dict[str, Any] = {
     "attribute": attribute,
     "rerank": rerank,
     "evaluate": evaluate,
+    "validate": validate,
 }
 
 
