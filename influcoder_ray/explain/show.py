@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow as pa
 from rich.console import Console
 from rich.padding import Padding
+from rich.table import Table
 from rich.text import Text
 
 from influcoder_ray.examples.pieces import Mark, Piece, marks
@@ -89,7 +90,10 @@ def _title(text: str, console: Console) -> None:
 
 
 def _field(name: str, text: str, console: Console, style: str = "") -> None:
-    _indented(Text.assemble((f"{name:<10}", "bold"), (text, style)), 0, console)
+    line = Table.grid(padding=(0, 1))
+    line.add_column(min_width=8, style="bold")
+    line.add_row(name, Text(text, style=style))
+    console.print(line)
 
 
 def _example(row: Mapping[str, Any], tokens: Sequence[Mapping[str, Any]] | None, console: Console) -> None:
