@@ -1,12 +1,12 @@
 """A headless Chromium, spoken to in the DevTools protocol over two pipes: no driver and no socket between."""
 
 import base64
+import fcntl
 import json
 import os
 import select
-import shlex
 import shutil
-import subprocess
+import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,22 +44,25 @@ class Browser:
     def __init__(self, program: str, profile: Path) -> None:
         theirs_in, self._out = os.pipe()
         self._in, theirs_out = os.pipe()
-        # The protocol is spoken on descriptors 3 and 4; those numbers may be taken in this process.
-        command = f"exec {shlex.join([program, *FLAGS, f'--user-data-dir={profile}', 'about:blank'])}"
-        self._process = subprocess.Popen(
-            ["sh", "-c", f"exec 3<&{theirs_in} 4>&{theirs_out}; {command}"],
-            pass_fds=(theirs_in, theirs_out),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+        # The protocol is spoken on descriptors 3 and 4, which may be one of these: so first out of the way.
+        moved = [fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, 10) for number in (theirs_in, theirs_out)]
+        self._process = os.posix_spawn(
+            program,
+            [program, *FLAGS, f"--user-data-dir={profile}"],
+            os.environ,
+            file_actions=[
+                *((os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_WRONLY, 0) for number in (1, 2)),
+                *((os.POSIX_SPAWN_DUP2, number, at) for number, at in zip(moved, (3, 4), strict=True)),
+            ],
         )
-        os.close(theirs_in)
-        os.close(theirs_out)
+        for number in (theirs_in, theirs_out, *moved):
+            os.close(number)
         self._number = 0
         self._received = b""
         self._session: str | None = None
         self.events: list[dict[str, Any]] = []
-        targets = self.call("Target.getTargets")["targetInfos"]
-        target = next(it["targetId"] for it in targets if it["type"] == "page")
+        # A tab of its own: the one that it begins with may not be there yet.
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Network", "Log"):
             self.call(f"{domain}.enable")
@@ -153,7 +156,7 @@ class Browser:
     def close(self) -> None:
         self._session = None
         self.call("Browser.close")
-        self._process.wait(_SECONDS)
+        os.waitpid(self._process, 0)
         os.close(self._out)
         os.close(self._in)
 
@@ -167,8 +170,8 @@ class Browser:
             ready, _, _ = select.select([self._in], [], [], max(0.0, until - time.monotonic()))
             part = os.read(self._in, 1 << 20) if ready else b""
             if not part:
-                self._process.kill()
-                raise RuntimeError(f"{self._process.args!r} said nothing more")
+                os.kill(self._process, signal.SIGKILL)
+                raise RuntimeError("the browser says nothing more")
             self._received += part
         message, self._received = self._received.split(b"\0", 1)
         parsed: dict[str, Any] = json.loads(message)
