@@ -267,6 +267,9 @@ def _large_plan(
     told = threading.Event()
     record = Place(root) / "large/_state/units/units"
 
+    def per_unit(held: int | None) -> float | None:
+        return None if held is None or before is None else (held - before) / count
+
     def watch() -> None:
         most, handed_over = planned or 0, time.monotonic()
         first: float | None = None
@@ -274,13 +277,12 @@ def _large_plan(
             most = max(most, _own_bytes() or 0)
             if first is None and record.files():
                 first = time.monotonic()
-        known = before is not None and planned is not None
         pipe.send(
             {
                 "seconds_to_plan": to_plan,
                 "seconds_to_first_planned_unit": None if first is None else first - handed_over,
-                "driver_bytes_per_planned_unit": (most - before) / count if known else None,
-                "driver_bytes_per_unit_of_plan": (planned - before) / count if known else None,
+                "driver_bytes_per_planned_unit": per_unit(most),
+                "driver_bytes_per_unit_of_plan": per_unit(planned),
             }
         )
         if not told.is_set():
