@@ -268,6 +268,9 @@ def _large_plan(
     told = threading.Event()
     record = Place(root) / "large/_state/units/units"
 
+    def per_unit(held: int | None) -> float | None:
+        return None if held is None or before is None else (held - before) / count
+
     def watch() -> None:
         most, handed_over = planned or 0, time.monotonic()
         first: float | None = None
@@ -279,8 +282,8 @@ def _large_plan(
             {
                 "seconds_to_plan": to_plan,
                 "seconds_to_first_planned_unit": None if first is None else first - handed_over,
-                "driver_bytes_per_planned_unit": _each(before, most, count),
-                "driver_bytes_per_unit_of_plan": _each(before, planned, count),
+                "driver_bytes_per_planned_unit": per_unit(most),
+                "driver_bytes_per_unit_of_plan": per_unit(planned),
             }
         )
         if not told.is_set():
@@ -297,11 +300,6 @@ def _large_plan(
     finally:
         told.set()
         watcher.join()
-
-
-def _each(before: int | None, after: int | None, count: int) -> float | None:
-    """Bytes by which memory has grown, for each of `count`; None where it cannot be told."""
-    return None if before is None or after is None else (after - before) / count
 
 
 def _own_bytes() -> int | None:

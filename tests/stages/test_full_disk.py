@@ -14,7 +14,7 @@ from influcoder_ray import pipeline
 from influcoder_ray.cli import exit_status_of
 from influcoder_ray.config import PipelineSettings
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.long]
 QUIET = Console(quiet=True)
 TABLES = ("embeddings", "query_embeddings")
 STAGES = ("sample", "sketch", "distill", "embed")
