@@ -196,7 +196,10 @@ def test_few_rows_are_each_reviewed_once(filtering: Filter) -> None:
         ({"above": -2.0}, ("takes out all 90 rows",)),
         ({"labels": {"column": "verdict"}}, ("filter.labels.column", "'verdict'")),
         ({"labels": {"column": "id"}}, ("filter.labels", "none should go")),
-        ({"labels": {"column": "label"}, "precision": 1.0}, ("filter.precision", "no threshold")),
+        (
+            {"labels": {"column": "label"}, "precision": 1.0, "by": "mean"},
+            ("filter.precision", "no threshold"),
+        ),
         ({"labels": {"column": "x", "path": "/nowhere"}}, ("filter.labels.path", "does not exist")),
         ({"count": 3, "protected": {"ids": ["nobody"]}}, ("filter.protected.ids", "'nobody'")),
         (
