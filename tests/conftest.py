@@ -38,6 +38,15 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def _a_cpu_with_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU without instructions for bfloat16 the package computes in float32, and tests would find that.
+
+    torch emulates them there, which is quick enough for tiny models.
+    """
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
+
+
 @pytest.fixture(scope="session")
 def causal_lm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Llama with tokenizer and no chat template. Read only."""

@@ -158,7 +158,7 @@ def test_the_figure_and_the_table_are_what_was_printed(
     status, shown, _ = doctor("--model", causal_lm_folder, "--data", rows, "--rows", 5, "--figure", figure)
     assert status == 0
     drawing = ElementTree.fromstring(figure.read_text())
-    assert "10 pairs of 5 examples" in drawing.get("aria-label", "")
+    assert "10 pairs of 5 examples" in (drawing.findtext("{http://www.w3.org/2000/svg}desc") or "")
     texts = "".join("".join(it.itertext()) for it in drawing.iter() if it.tag.endswith("text"))
     heading, rule, *table = (tmp_path / "width.md").read_text().splitlines()
     assert heading == "| sketch width | mean error | predicted | worst error | rank agreement |"
