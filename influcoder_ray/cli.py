@@ -55,9 +55,9 @@ def _with_amount(
 ) -> list[str]:
     """The overrides and a group's options; an amount on the command line takes the place of the file's."""
     given = {name: value for name, value in amounts.items() if value is not None}
-    named = given | {name: value for name, value in others.items() if value is not None}
+    named: dict[str, object] = {name: value for name, value in others.items() if value is not None}
     if given:
-        named = dict.fromkeys(amounts) | named
+        named |= dict.fromkeys(amounts) | given
     as_text = {name: "null" if value is None else str(value) for name, value in named.items()}
     return [*(f"{group}.{name}={text}" for name, text in as_text.items()), *(overrides or ())]
 
