@@ -122,4 +122,4 @@ def _curve(scores: npt.NDArray[np.float32], unwanted: npt.NDArray[np.bool_]) -> 
     order = np.argsort(-scores, kind="stable")
     ordered, marks = scores[order], unwanted[order].astype(np.int64)
     last = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))
-    return _Curve(ordered[last], last + 1, np.cumsum(marks)[last], len(marks), total)
+    return _Curve(ordered[last], last + 1, np.cumsum(marks, dtype=np.int64)[last], len(marks), total)

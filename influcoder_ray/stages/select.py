@@ -294,7 +294,7 @@ def _refuse_too_few(settings: PipelineSettings, choice: Manifest, rows: int) -> 
     wanted = _wanted(settings, rows)
     asked = f"{wanted:,} rows" if wanted is not None else f"{spec.tokens:,} tokens"
     there = (
-        f"{choice.counters['chosen']:,.0f} rows with {choice.counters['chosen_tokens']:,.0f} tokens are there"
+        f"{choice.counters['taken']:,.0f} rows with {choice.counters['taken_tokens']:,.0f} tokens are there"
     )
     copies = f" once copies are limited to {spec.copies}" if spec.copies else ""
     raise UserError(f"select.{name}: asks for {asked}; {there}{copies}; ask for less, or allow more copies")
@@ -302,6 +302,6 @@ def _refuse_too_few(settings: PipelineSettings, choice: Manifest, rows: int) -> 
 
 def _chosen_line(choice: Manifest, rows: int) -> str:
     return (
-        f"{choice.counters['chosen']:,.0f} of {rows:,} rows selected, "
-        f"{choice.counters['chosen_tokens']:,.0f} tokens"
+        f"{choice.counters['taken']:,.0f} of {rows:,} rows selected, "
+        f"{choice.counters['taken_tokens']:,.0f} tokens"
     )

@@ -56,10 +56,12 @@ def selected_card(
         "tokens": sum(table["tokens"].to_pylist()),
         "tokens_counted_by": counted,
     }
+    # Of the steps before there may be several looks, each deeper than the last; this is what came of them.
+    counters = {"selected": card["rows"], "selected_tokens": card["tokens"]}
     text = _text("A selected training subset", card, select.SELECTED)
     files = {select.CARD: _json(card), select.CARD_TEXT: text.encode()}
     seconds = time.monotonic() - started
-    return record.commit_files(unit_id, files, seconds=seconds, counters={})
+    return record.commit_files(unit_id, files, seconds=seconds, counters=counters)
 
 
 def removed_card(

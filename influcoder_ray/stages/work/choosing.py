@@ -122,8 +122,8 @@ def choose_subset(
     table = _ranked(selected)
     counters = {
         "looked_at": rows.num_rows,
-        "chosen": table.num_rows,
-        "chosen_tokens": sum(tokens[row] for row in taken.rows),
+        "taken": table.num_rows,
+        "taken_tokens": sum(tokens[row] for row in taken.rows),
         f"ended_by_{taken.ended_by.replace(' ', '_')}": 1,
     }
     output = Output({chosen: table}, 0, 0, counters=counters, rows_per_group=_ROWS_PER_GROUP)
