@@ -19,6 +19,11 @@ import psutil
 REPOSITORY = Path(__file__).resolve().parents[2]
 RAY = str(Path(sys.executable).parent / "ray")
 WORKER_NODES = 2
+# What a run leaves, its figures and report apart.
+TABLES = (
+    *("sample", "sketches", "encoder", "embeddings", "query_embeddings"),
+    *("attributions", "group_influence"),
+)
 Process: TypeAlias = "subprocess.Popen[bytes]"
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from ray_nodes import (
     RAY,
+    TABLES,
     Process,
     RayNodes,
     environment,
@@ -25,15 +26,6 @@ AT_WORK = {
     "distill": ("_state/distill/train/*/checkpoint_manager_snapshot.json", 1, "RayTrainWorker"),
     "embed": ("_state/embed/units/*.json", 2, "UnitActor"),
 }
-TABLES = (
-    "sample",
-    "sketches",
-    "encoder",
-    "embeddings",
-    "query_embeddings",
-    "attributions",
-    "group_influence",
-)
 
 
 def kill_worker(cluster: RayNodes, title: str) -> None:

@@ -11,22 +11,13 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from ray_nodes import Process, RayNodes, file_hashes, processes, start_driver
+from ray_nodes import TABLES, Process, RayNodes, file_hashes, processes, start_driver
 
 pytestmark = [pytest.mark.cluster, pytest.mark.long, pytest.mark.timeout(5400)]
 FAULTS, SEED = 50, 0
 # What is killed, and how often beside the others. Workers are the most numerous, and die most often.
 KINDS = {"worker": 6, "node": 2, "driver, SIGKILL": 1, "driver, SIGTERM": 1}
 TITLES = ("UnitActor", "RayTrainWorker")
-TABLES = (
-    "sample",
-    "sketches",
-    "encoder",
-    "embeddings",
-    "query_embeddings",
-    "attributions",
-    "group_influence",
-)
 
 
 def progress(output: Path) -> int:
