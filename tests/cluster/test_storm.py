@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 from ray_nodes import TABLES, Process, RayNodes, file_hashes, processes, start_driver
@@ -71,7 +72,10 @@ class Storm:
             return False
         node, process = self._random.choice(working)
         if kind == "worker":
-            process.kill()
+            try:
+                process.kill()
+            except psutil.NoSuchProcess:
+                return False
         else:
             self._cluster.kill(node)
             self._cluster.restore()
