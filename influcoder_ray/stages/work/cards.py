@@ -160,19 +160,16 @@ def _how_selected(settings: PipelineSettings, aims: Aims) -> list[str]:
         "that took the row.",
     }[spec.by]
     amount = {
-        "fraction": lambda v: f"The best {v:.4%} of the rows with a score were taken.",
+        "fraction": lambda v: f"The best {100 * v:g}% of the rows with a score were taken.",
         "count": lambda v: f"The best {v:,} rows were taken.",
         "tokens": lambda v: f"Rows were taken in order until the next would have exceeded {v:,} tokens.",
         "above": lambda v: f"Every row with a score of at least {v} was taken.",
     }
     (taken,) = (say(getattr(spec, name)) for name, say in amount.items() if getattr(spec, name) is not None)
-    copies = (
-        f"At most {spec.copies:,} of equal contents"
-        + (f", and of rows whose embeddings have a cosine of {spec.near} or more," if spec.near else "")
-        + " were taken."
-        if spec.copies
-        else "Equal contents were not limited."
-    )
+    alike = f", and of rows whose embeddings have a cosine of {spec.near} or more" if spec.near else ""
+    copies = f"Of equal contents{alike}, at most {spec.copies:,} stand here."
+    if not spec.copies:
+        copies = "Equal contents were not limited."
     diverse = (
         f"The next row was always the one with the highest {1 - spec.diversity:g} x score - "
         f"{spec.diversity:g} x its highest cosine with what was taken already, among the candidates alone."
@@ -189,7 +186,7 @@ def _how_filtered(settings: PipelineSettings, aims: Aims) -> list[str]:
     if aims.protected:
         score += f" less {spec.weight:g} x the same of {len(aims.protected):,} protected ones"
     if spec.fraction is not None:
-        taken = f"The {spec.fraction:.4%} of the rows with the highest scores were taken out."
+        taken = f"The {100 * spec.fraction:g}% of the rows with the highest scores were taken out."
     elif spec.count is not None:
         taken = f"The {spec.count:,} rows with the highest scores were taken out."
     elif spec.above is not None:
