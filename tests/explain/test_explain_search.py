@@ -32,7 +32,6 @@ def embedded(folder: Path, vectors: np.ndarray, ids: list[str], cuts: list[int])
     )
     record = embed.state(settings.root)
     record.begin(Fingerprint({"stage": "embed"}))
-    units = []
     for number, (start, stop) in enumerate(zip([0, *cuts], [*cuts, len(ids)], strict=True)):
         flat = pa.array(vectors[start:stop].astype(np.float16).reshape(-1))
         table = pa.table(
@@ -44,9 +43,8 @@ def embedded(folder: Path, vectors: np.ndarray, ids: list[str], cuts: list[int])
             },
             schema=schemas.embeddings(WIDTH),
         )
-        units.append(f"u{number}")
-        record.commit(units[-1], Output({embed.CORPUS: table}, stop - start, stop - start), 0.0)
-    record.finish(units, {})
+        record.commit(f"u{number}", Output({embed.CORPUS: table}, stop - start, stop - start), 0.0)
+    record.finish(record.manifests(), {})
     return settings
 
 

@@ -5,30 +5,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from planned import COLUMNS, rows
 
 from influcoder_ray.config import PipelineSettings, settings_from
 
 MakeSettings = Callable[..., PipelineSettings]
-COLUMNS = {"id": "id", "prompt": "prompt", "response": "response"}
 
 
 @pytest.fixture(autouse=True)
 def quick_start(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the imports of a worker, which take seconds: a worker starts in one."""
     monkeypatch.setattr("influcoder_ray.planning.calibration.worker_start_seconds", lambda: 1.0)
-
-
-def rows(count: int, prefix: str) -> pa.Table:
-    return pa.table(
-        {
-            "id": [f"{prefix}{i}" for i in range(count)],
-            "prompt": [f"what is the number {i} of {prefix}" for i in range(count)],
-            "response": [f"the number {i} adds up to {i * i}" for i in range(count)],
-        }
-    )
 
 
 @pytest.fixture(scope="session")

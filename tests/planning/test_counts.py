@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import COLUMNS, rows
+from planned import COLUMNS, rows
 
 from influcoder_ray import planning
 from influcoder_ray.config import PipelineSettings

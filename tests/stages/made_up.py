@@ -83,7 +83,7 @@ def made_up_run(settings: PipelineSettings) -> None:
     for stage in (sample, sketch, distill):
         record = stage.state(settings.root)
         record.begin(Fingerprint({"stage": record.stage}))
-        record.finish([], {})
+        record.finish({}, {})
     record = sample.state(settings.root)
     query_table = pa.Table.from_pylist(
         [
@@ -100,15 +100,14 @@ def made_up_run(settings: PipelineSettings) -> None:
         ],
         schema=schemas.EXAMPLES,
     )
-    unit = record.commit("queries", Output({sample.QUERIES: query_table}, 0, 0), 0.0)
-    record.finish([unit.unit_id], {})
+    queries = record.commit("queries", Output({sample.QUERIES: query_table}, 0, 0), 0.0)
+    record.finish({queries.unit_id: queries}, {})
     plan = embed.plan(settings)
     record = embed.state(settings.root)
     record.begin(plan.fingerprint)
-    done = []
     for unit_id, table in _embedded(settings, plan.fingerprint).items():
-        done.append(record.commit(unit_id, Output(table, 0, 0), 0.0).unit_id)
-    record.finish(done, {})
+        record.commit(unit_id, Output(table, 0, 0), 0.0)
+    record.finish(record.manifests(), {})
 
 
 def _embedded(settings: PipelineSettings, fingerprint: Fingerprint) -> dict[str, dict[str, pa.Table]]:
