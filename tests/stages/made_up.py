@@ -164,7 +164,8 @@ def in_this_process(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("influcoder_ray.stages.units_on_ray.run_units", run_units)
     patch.setattr("influcoder_ray.stages.units_on_ray.one_unit", one_unit)
     patch.setattr("influcoder_ray.stages.cluster.connect", lambda address: None)
-    patch.setattr("influcoder_ray.stages.cluster.reserve", lambda spec: Reservation(1, 1, 1.0, 0.0))
+    patch.setattr("influcoder_ray.stages.cluster.refuse_guesswork", lambda workers: None)
+    patch.setattr("influcoder_ray.stages.cluster.reserve", lambda spec: Reservation(1, 1, 1.0, 0.0, 60.0))
 
 
 def run(settings: PipelineSettings, *stages: str) -> Mapping[str, Any]:
