@@ -12,20 +12,28 @@ from tiny import CHAT_TEMPLATE, build_causal_lm, build_encoder
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
+THE_CLUSTER, THE_FINISHED_RUN = "the cluster", "the finished run"
+
+
+@cache
+def group_of(file: Path) -> str:
+    """What the tests of a file share with those of others; else the file itself."""
+    if file.parent.name == "cluster":
+        return THE_CLUSTER
+    return THE_FINISHED_RUN if "finished: PipelineSettings" in file.read_text("utf-8") else str(file)
+
 
 class ByWhatTheyShare(LoadScopeScheduling):
     """Deals out tests by the file, but to one process all that share a finished run, or a cluster."""
 
     def _split_scope(self, nodeid: str) -> str:
-        file = nodeid.partition("::")[0]
-        if file.startswith("tests/cluster/"):
-            return "the cluster"
-        return "the finished run" if _reads_the_finished_run(self.config.rootpath / file) else file
+        return group_of(self.config.rootpath / nodeid.partition("::")[0])
 
 
-@cache
-def _reads_the_finished_run(file: Path) -> bool:
-    return "finished: PipelineSettings" in file.read_text("utf-8")
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The groups that take longest come first, or one process would wait for the other at the end."""
+    first = (THE_CLUSTER, THE_FINISHED_RUN)
+    items.sort(key=lambda item: [*first, group_of(item.path)].index(group_of(item.path)))
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByWhatTheyShare:
