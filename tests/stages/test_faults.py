@@ -117,6 +117,7 @@ def test_a_run_that_is_told_to_stop_says_how_to_go_on_and_is_taken_up_where_it_s
     assert file_hashes(tmp_path / "run/sketches") == undisturbed
 
 
+@pytest.mark.long
 def test_a_killed_training_goes_on_from_its_last_checkpoint_to_the_same_encoder(
     make_settings: Callable[..., PipelineSettings], local_ray: None, tmp_path: Path
 ) -> None:

@@ -15,9 +15,9 @@ import ray
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from influcoder_ray.stages import metrics
+from influcoder_ray.stages import casualties, metrics
 from influcoder_ray.stages.display import Board
-from influcoder_ray.stages.units_on_ray import UnitActor
+from influcoder_ray.stages.unit_actor import UnitActor
 from influcoder_ray.tables.datafiles import find_data_files
 from influcoder_ray.tables.fingerprint import Fingerprint
 from influcoder_ray.tables.place import Place
@@ -84,7 +84,8 @@ def test_ray_exports_every_metric_of_a_worker_under_its_stages_name(local_ray: N
     assert len(units) == 2
     board = ray.remote(Board).options(num_cpus=0).remote(None)
     state = (record.root.uri, record.stage, record.tables)
-    actor: Any = ray.remote(UnitActor).options(num_cpus=0).remote(halving(), {}, state, board)
+    past = casualties.start()
+    actor: Any = ray.remote(UnitActor).options(num_cpus=0).remote(halving(), {}, state, 60.0, board, past)
     batch = pa.table({"unit": [json.dumps(unit.to_dict()) for unit in units]})
     summaries = ray.get(actor.__call__.remote(batch))["summary"].to_pylist()
     assert [json.loads(text)["error"] for text in summaries] == [None, None]

@@ -125,6 +125,7 @@ def test_a_whole_run_from_s3_to_s3_and_a_second_one_that_does_nothing(
     assert [name for name, data in left.items() if KEY.encode() in data or SECRET.encode() in data] == []
 
 
+@pytest.mark.long
 def test_a_stage_on_s3_that_is_busy_and_cut_off_leaves_the_undisturbed_tables(
     endpoint: str, make_settings: Callable[..., PipelineSettings], local_ray: None, tmp_path: Path
 ) -> None:

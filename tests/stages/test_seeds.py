@@ -180,6 +180,7 @@ def test_figures_over_seeds_are_those_of_each_encoder_by_itself(
     assert "seeds" not in evaluation["methods"]["untrained_encoder"]["per_query_rho"]
 
 
+@pytest.mark.long
 def test_a_driver_killed_while_a_further_seed_trains_goes_on_to_the_same_encoder(
     grown: Grown, make_settings: MakeSettings, distilled: Path, tmp_path: Path
 ) -> None:
