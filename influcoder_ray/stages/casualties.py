@@ -1,8 +1,14 @@
 """What became of workers that ended amid their work: which units to suspect, and which to set aside."""
 
 from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+
+import ray
+
+from influcoder_ray.stages.cluster import beside_the_driver
 
 _ENDS, _HANGS = 6, 2
 # A worker has two units in hand. From here on a unit is done with no other beside it, so that what ends its
@@ -38,7 +44,7 @@ class Casualties:
 
     def record(self, unit_id: str) -> Record:
         """What is known of a unit, or of `LOADING`, before it is begun."""
-        hung, ended = self._hung[unit_id], self._begun[unit_id]
+        hung, ended = self._hung.get(unit_id, []), self._begun[unit_id]
         if len(hung) >= _HANGS:
             text, stack = hung[-1]
             return Record(f"{len(hung)} workers hung, the last one {text}", stack)
@@ -60,8 +66,11 @@ class Casualties:
         self._hung[unit_id].append((text, stack))
 
 
-def start() -> Any:
-    """Start the actor, on the driver's machine."""
-    from influcoder_ray.stages.cluster import beside_the_driver
-
-    return beside_the_driver(Casualties)
+@contextmanager
+def counted() -> Iterator[Any]:
+    """The actor of a stage, on the driver's machine, while the stage lasts."""
+    actor = beside_the_driver(Casualties)
+    try:
+        yield actor
+    finally:
+        ray.kill(actor)

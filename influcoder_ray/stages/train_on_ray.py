@@ -47,8 +47,7 @@ def train(
         filesystem = PyFileSystem(FSSpecHandler(storage.filesystem))
     else:
         Path(storage.path).mkdir(parents=True, exist_ok=True)
-    past = casualties.start()
-    with display.stage(stage, None, "steps") as board:
+    with casualties.counted() as past, display.stage(stage, None, "steps") as board:
         trainer = TorchTrainer(
             train_loop,
             train_loop_config={

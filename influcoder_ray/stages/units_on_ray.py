@@ -108,19 +108,15 @@ def _run(
     counts = [u.rows for u in todo]
     total = None if None in counts else sum(c for c in counts if c is not None)
     failures = []
-    past = casualties.start()
-    try:
-        with display.stage(plan.state.stage, total, unit) as board:
-            for summary in _summaries(plan, todo, reservation, board, past):
-                if not summary["error"]:
-                    continue
-                if summary["stack"] or not summary["of_all"]:
-                    _keep(plan.state, summary)
-                if summary["of_all"]:
-                    raise RunFailed(f"{plan.state.stage}: {summary['error']}")
-                failures.append(summary)
-    finally:
-        ray.kill(past)
+    with casualties.counted() as past, display.stage(plan.state.stage, total, unit) as board:
+        for summary in _summaries(plan, todo, reservation, board, past):
+            if not summary["error"]:
+                continue
+            if summary["stack"] or not summary["of_all"]:
+                _keep(plan.state, summary)
+            if summary["of_all"]:
+                raise RunFailed(f"{plan.state.stage}: {summary['error']}")
+            failures.append(summary)
     return failures
 
 

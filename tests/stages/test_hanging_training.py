@@ -1,11 +1,13 @@
 """A training that hangs is started anew, and given up when it hangs again."""
 
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
+import ray.cloudpickle
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
@@ -14,6 +16,8 @@ from influcoder_ray.stages import casualties
 from influcoder_ray.stages.train_on_ray import _fit
 
 pytestmark = [pytest.mark.cluster, pytest.mark.long]
+# Workers cannot import this file: `hang` travels to them whole.
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
 def hang(config: dict[str, Any]) -> None:
@@ -32,16 +36,18 @@ def hang(config: dict[str, Any]) -> None:
 
 def test_a_training_that_hangs_again_ends_in_one_line(local_ray: None, tmp_path: Path) -> None:
     """Workers that wait for each other hold their GPUs until somebody looks."""
-    past = casualties.start()
-    trainer = TorchTrainer(
-        hang,
-        train_loop_config={"past": past, "starts": str(tmp_path / "starts")},
-        scaling_config=ScalingConfig(num_workers=1),
-        run_config=RunConfig(
-            name="hang", storage_path=str(tmp_path), failure_config=FailureConfig(max_failures=10)
-        ),
-    )
-    with pytest.raises(RunFailed, match="distill: 2 workers hung, the last one training: no sign") as failed:
-        _fit(trainer, past, 1)
+    with casualties.counted() as past:
+        trainer = TorchTrainer(
+            hang,
+            train_loop_config={"past": past, "starts": str(tmp_path / "starts")},
+            scaling_config=ScalingConfig(num_workers=1),
+            run_config=RunConfig(
+                name="hang", storage_path=str(tmp_path), failure_config=FailureConfig(max_failures=10)
+            ),
+        )
+        with pytest.raises(
+            RunFailed, match="distill: 2 workers hung, the last one training: no sign"
+        ) as failed:
+            _fit(trainer, past, 1)
     assert "\n" not in str(failed.value)
     assert (tmp_path / "starts").read_text() == "xx"

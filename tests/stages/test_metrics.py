@@ -15,7 +15,8 @@ import ray
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from influcoder_ray.stages import casualties, metrics
+from influcoder_ray.stages import metrics
+from influcoder_ray.stages.casualties import Casualties
 from influcoder_ray.stages.display import Board
 from influcoder_ray.stages.unit_actor import UnitActor
 from influcoder_ray.tables.datafiles import find_data_files
@@ -84,7 +85,7 @@ def test_ray_exports_every_metric_of_a_worker_under_its_stages_name(local_ray: N
     assert len(units) == 2
     board = ray.remote(Board).options(num_cpus=0).remote(None)
     state = (record.root.uri, record.stage, record.tables)
-    past = casualties.start()
+    past = ray.remote(Casualties).options(num_cpus=0).remote()
     actor: Any = ray.remote(UnitActor).options(num_cpus=0).remote(halving(), {}, state, 60.0, board, past)
     batch = pa.table({"unit": [json.dumps(unit.to_dict()) for unit in units]})
     summaries = ray.get(actor.__call__.remote(batch))["summary"].to_pylist()
@@ -100,7 +101,8 @@ def test_ray_exports_every_metric_of_a_worker_under_its_stages_name(local_ray: N
     )
     assert tokens == pytest.approx(7 * examples)
     assert 0 <= exported(metrics.GPU_IDLE_FRACTION)["halve"] <= 1
-    ray.kill(actor)
+    for started in (actor, past, board):
+        ray.kill(started)
 
 
 def test_the_dashboard_asks_for_metrics_that_there_are_and_for_all_of_them() -> None:
