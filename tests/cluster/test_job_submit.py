@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from ray_nodes import RayNodes, file_hashes, ray_job, submit
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.long, pytest.mark.timeout(1200)]
 
 
 def test_a_submitted_pipeline_leaves_every_table_and_its_exit_status(
@@ -32,7 +32,6 @@ def test_a_submitted_pipeline_leaves_every_table_and_its_exit_status(
     assert "sketch.widht: unknown key" in refused.stdout
 
 
-@pytest.mark.long
 def test_a_stopped_job_is_completed_by_the_next_one(
     whole_cluster: RayNodes, submitted: Path, make_file: Callable[[Path], Path], tmp_path: Path
 ) -> None:

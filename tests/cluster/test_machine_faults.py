@@ -19,7 +19,7 @@ from ray_nodes import (
     wait_until_there_are,
 )
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.long, pytest.mark.timeout(1800)]
 # What tells that a stage is at work, and the title of the process that does the work.
 AT_WORK = {
     "sketch": ("_state/sketch/units/*.json", 3, "UnitActor"),
@@ -70,7 +70,6 @@ def test_what_was_done_before_machines_and_workers_died_is_kept_and_the_rest_is_
     _run_through(strikes, whole_cluster, submitted, make_file(tmp_path / "out"))
 
 
-@pytest.mark.long
 @pytest.mark.parametrize(
     "strikes",
     [
@@ -90,7 +89,6 @@ def test_it_is_so_whichever_dies_in_which_stage(
     _run_through(strikes, whole_cluster, submitted, make_file(tmp_path / "out"))
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 @pytest.mark.parametrize("stage", list(AT_WORK))
 def test_a_driver_that_dies_in_a_stage_is_taken_up_by_the_next_one(

@@ -56,6 +56,7 @@ def plain_filesystem(endpoint: str) -> s3fs.S3FileSystem:
     return s3fs.S3FileSystem(key="plain", secret="plain", endpoint_url=endpoint, use_listings_cache=False)
 
 
+@pytest.mark.long
 def test_a_whole_run_from_s3_to_s3_and_a_second_one_that_does_nothing(
     endpoint: str, make_settings: Callable[..., PipelineSettings], ray_logs: Path, tmp_path: Path
 ) -> None:
