@@ -23,7 +23,7 @@ from influcoder_ray.tables.state import Manifest, Output, StageState
 from influcoder_ray.tables.units import Unit
 
 pytestmark = pytest.mark.cluster
-HUNG_AFTER = 2.0
+HUNG_AFTER = 4.0
 # Workers cannot import this file: `Work` travels to them whole.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
