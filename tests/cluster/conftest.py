@@ -31,7 +31,7 @@ def make_file(
     folder = tmp_path_factory.mktemp("problem")
     generator = np.random.default_rng(0)
     words = ["bread", "flour", "river", "stone", "paris", "seven", "eight", "loss"]
-    for name, rows in (("corpus", 60), ("queries", 20), ("large-corpus", 300)):
+    for name, rows in (("corpus", 60), ("queries", 20), ("large-corpus", 1000)):
         texts = [[" ".join(generator.choice(words, 6)) for _ in range(rows)] for _ in range(2)]
         table = pa.table(
             {"id": [f"{name}{i}" for i in range(rows)], "prompt": texts[0], "response": texts[1]}
