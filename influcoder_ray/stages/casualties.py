@@ -1,7 +1,7 @@
 """What became of workers that ended amid their work: which units to suspect, and which to set aside."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -10,11 +10,12 @@ import ray
 
 from influcoder_ray.stages.cluster import beside_the_driver
 
-_ENDS, _HANGS = 6, 2
+_ENDS, _HANGS, _ERRORS = 6, 2, 3
 # A worker has two units in hand. From here on a unit is done with no other beside it, so that what ends its
 # worker is known, and its neighbours are not blamed for it.
 _SUSPECT_AFTER = 2
 LOADING = "loading"
+_TELLING_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,13 @@ class Casualties:
 
     A worker that is killed cannot say so, so a unit that is begun counts as one whose worker ended until the
     worker says otherwise. Machines go and come by the dozen where they are cheap: it takes six ends to set a
-    unit aside, and two hangs, which are no machine's fault.
+    unit aside, two hangs, which are no machine's fault, and three errors in the same words.
     """
 
     def __init__(self) -> None:
         self._begun: Counter[str] = Counter()
         self._hung: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
+        self._raised: Counter[tuple[str, str]] = Counter()
 
     def record(self, unit_id: str) -> Record:
         """What is known of a unit, or of `LOADING`, before it is begun."""
@@ -51,6 +53,9 @@ class Casualties:
         if ended >= _ENDS:
             why = "out of memory, a crash, or machines that went"
             return Record(f"{ended} workers ended while they had it in hand ({why})")
+        for (key, text), times in self._raised.items():
+            if key == unit_id and times >= _ERRORS:
+                return Record(f"failed {times} times with {text}")
         return Record(suspect=ended >= _SUSPECT_AFTER)
 
     def begin(self, unit_id: str) -> None:
@@ -64,6 +69,19 @@ class Casualties:
     def hung(self, unit_id: str, text: str, stack: str) -> None:
         """A worker that hangs in the unit says so, and ends."""
         self._hung[unit_id].append((text, stack))
+
+    def raised(self, unit_id: str, text: str) -> None:
+        """An error ended the worker's try; the same words again and again are no passing fault."""
+        self._raised[unit_id, text] += 1
+
+
+def tell_of_hang(past: Any) -> Callable[[str, str, str], None]:
+    """What tells `Casualties` of a hang, and waits until it knows: the process ends thereafter."""
+
+    def tell(key: str, text: str, stack: str) -> None:
+        ray.get(past.hung.remote(key, text, stack), timeout=_TELLING_SECONDS)
+
+    return tell
 
 
 @contextmanager

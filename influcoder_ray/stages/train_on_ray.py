@@ -91,7 +91,8 @@ def _fit(trainer: TorchTrainer, past: Any, workers: int) -> ray.train.Result:
     """Train on a thread of its own: on the main one Ray takes Ctrl-C for itself, and ends with status 0.
 
     Raises:
-        RunFailed: a worker hung, and so did the one that came after it.
+        RunFailed: a worker hung, and so did the one that came after it; or it failed with the same words
+            again and again.
     """
     outcome: Future[ray.train.Result] = Future()
 
@@ -113,10 +114,10 @@ def _fit(trainer: TorchTrainer, past: Any, workers: int) -> ray.train.Result:
         records: list[Record] = ray.get(
             [past.record.remote(training_worker(rank)) for rank in range(workers)]
         )
-        hung = [record for record in records if record.set_aside]
-        if hung:
+        lost = [record for record in records if record.set_aside]
+        if lost:
             raise RunFailed(
-                f"distill: {hung[0].set_aside}; the last checkpoint is kept: run the same command again"
+                f"distill: {lost[0].set_aside}; the last checkpoint is kept: run the same command again"
             )
 
 

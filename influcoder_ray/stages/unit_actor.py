@@ -13,7 +13,7 @@ import pyarrow as pa
 import ray
 
 from influcoder_ray.errors import NoRoom, RunFailed, UserError
-from influcoder_ray.stages.casualties import LOADING, Record
+from influcoder_ray.stages.casualties import LOADING, Record, tell_of_hang
 from influcoder_ray.stages.metrics import UnitMetrics
 from influcoder_ray.stages.watch import Watch
 from influcoder_ray.tables.place import Place
@@ -22,7 +22,6 @@ from influcoder_ray.tables.units import Unit
 
 T = TypeVar("T")
 _ATTEMPTS = 3
-_TELLING_SECONDS = 30.0
 
 
 class UnitWork(Protocol):
@@ -65,7 +64,7 @@ class UnitActor:
         self._in_hand = _InHand()
         self._computing = threading.Lock()
         self._metrics = UnitMetrics(stage)
-        self._watch = Watch(hung_after_seconds, self._tell_of_hang)
+        self._watch = Watch(hung_after_seconds, tell_of_hang(past))
         self._work = self._made(work, arguments)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -133,9 +132,6 @@ class UnitActor:
             self._state.commit(unit.unit_id, output, seconds)
         self._metrics.unit_done(output, seconds)
         self._board.set.remote(unit.unit_id, output.rows_in)
-
-    def _tell_of_hang(self, key: str, text: str, stack: str) -> None:
-        ray.get(self._past.hung.remote(key, text, stack), timeout=_TELLING_SECONDS)
 
 
 @dataclass(frozen=True)

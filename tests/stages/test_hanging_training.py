@@ -1,4 +1,4 @@
-"""A training that hangs is started anew, and given up when it hangs again."""
+"""A training that hangs or fails is started anew, and given up when the same happens again."""
 
 import sys
 import time
@@ -14,6 +14,7 @@ from ray.train.torch import TorchTrainer
 from influcoder_ray.errors import RunFailed
 from influcoder_ray.stages import casualties
 from influcoder_ray.stages.train_on_ray import _fit
+from influcoder_ray.stages.work.training import train_loop
 
 pytestmark = [pytest.mark.cluster, pytest.mark.long]
 # Workers cannot import this file: `hang` travels to them whole.
@@ -34,20 +35,36 @@ def hang(config: dict[str, Any]) -> None:
         time.sleep(3600)
 
 
+def trainer_of(loop: Any, config: dict[str, Any], storage: Path) -> TorchTrainer:
+    return TorchTrainer(
+        loop,
+        train_loop_config=config,
+        scaling_config=ScalingConfig(num_workers=1),
+        run_config=RunConfig(
+            name="run", storage_path=str(storage), failure_config=FailureConfig(max_failures=10)
+        ),
+    )
+
+
 def test_a_training_that_hangs_again_ends_in_one_line(local_ray: None, tmp_path: Path) -> None:
     """Workers that wait for each other hold their GPUs until somebody looks."""
     with casualties.counted() as past:
-        trainer = TorchTrainer(
-            hang,
-            train_loop_config={"past": past, "starts": str(tmp_path / "starts")},
-            scaling_config=ScalingConfig(num_workers=1),
-            run_config=RunConfig(
-                name="hang", storage_path=str(tmp_path), failure_config=FailureConfig(max_failures=10)
-            ),
-        )
+        trainer = trainer_of(hang, {"past": past, "starts": str(tmp_path / "starts")}, tmp_path)
         with pytest.raises(
             RunFailed, match="distill: 2 workers hung, the last one training: no sign"
         ) as failed:
             _fit(trainer, past, 1)
     assert "\n" not in str(failed.value)
     assert (tmp_path / "starts").read_text() == "xx"
+
+
+def test_a_training_that_fails_in_the_same_words_is_not_tried_eleven_times(
+    local_ray: None, tmp_path: Path
+) -> None:
+    """What no machine is to blame for would be tried for ten minutes, GPUs in hand, before it is told."""
+    with casualties.counted() as past:
+        config = {"settings": {}, "seed": 0, "threads": 1, "board": None, "past": past}
+        trainer = trainer_of(train_loop, {**config, "hung_after_seconds": 60.0}, tmp_path)
+        with pytest.raises(RunFailed, match="distill: failed 3 times with ValidationError") as failed:
+            _fit(trainer, past, 1)
+    assert "\n" not in str(failed.value)

@@ -22,6 +22,7 @@ from influcoder_ray.encoder.training import Examples, Training
 from influcoder_ray.encoder.workers import Workers
 from influcoder_ray.evaluation.epochs import best_epoch, epoch_figures, epoch_quality
 from influcoder_ray.examples import Example
+from influcoder_ray.stages.casualties import tell_of_hang
 from influcoder_ray.stages.folders import at_hand
 from influcoder_ray.stages.signals import (
     Signals,
@@ -35,22 +36,20 @@ from influcoder_ray.stages.work.device import prepare_device
 
 # Inside a checkpoint: the folder of the best encoder so far.
 BEST = "best"
-_TELLING_SECONDS = 30.0
 
 
 def train_loop(config: dict[str, Any]) -> None:
     """What every Ray Train worker runs: epochs, each closed by validation and a checkpoint."""
     workers = Workers()
-
-    def tell(worker: str, text: str, stack: str) -> None:
-        ray.get(config["past"].hung.remote(worker, text, stack), timeout=_TELLING_SECONDS)
-
-    watch = Watch(config["hung_after_seconds"], tell)
-    with (
-        tempfile.TemporaryDirectory() as scratch,
-        watch.over(training_worker(workers.rank), "training") as sign,
-    ):
-        _train(config, workers, Path(scratch), sign)
+    name, past = training_worker(workers.rank), config["past"]
+    watch = Watch(config["hung_after_seconds"], tell_of_hang(past))
+    try:
+        with tempfile.TemporaryDirectory() as scratch, watch.over(name, "training") as sign:
+            _train(config, workers, Path(scratch), sign)
+    except Exception as error:
+        # Waited for: Ray Train ends this process and starts another as soon as it knows.
+        ray.get(past.raised.remote(name, f"{type(error).__name__}: {' '.join(str(error).split())}"))
+        raise
 
 
 def training_worker(rank: int) -> str:
