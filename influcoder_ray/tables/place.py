@@ -3,9 +3,11 @@
 import errno
 import glob as globbing
 import os
+import re
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
@@ -20,6 +22,8 @@ from influcoder_ray.tables.s3 import holds_credentials, is_s3, s3_options
 T = TypeVar("T")
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+# What a file is called while it is being written.
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}")
 
 
 @dataclass(frozen=True)
@@ -161,6 +165,18 @@ class Place:
     def remove(self) -> None:
         """Remove the file or folder if it is there, with all that is in it."""
         self._asked(self._remove)
+
+    def sweep(self) -> None:
+        """Remove what writes that were cut off left of this file, or below this folder.
+
+        For when nobody writes there any more. Only a disk has such: an object store shows what is complete.
+        """
+        if not self.is_local:
+            return
+        here = Path(self.path)
+        for found in chain(here.rglob(".*"), here.parent.glob(f".{globbing.escape(here.name)}.*")):
+            if _TEMPORARY.fullmatch(found.name):
+                found.unlink(missing_ok=True)
 
     def _remove(self) -> None:
         if not self._fresh().exists(self.path):

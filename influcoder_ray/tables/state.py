@@ -169,7 +169,12 @@ class StageState:
         return self._vouch(Manifest(unit_id, 0, 0, 0, seconds, tuple(committed), dict(counters)))
 
     def finish(self, manifests: Mapping[str, Manifest], totals: Mapping[str, float]) -> None:
-        """Record that every unit is done: their manifests in one file, then the totals that vouch for it."""
+        """Record that every unit is done: their manifests in one file, then the totals that vouch for it.
+
+        What killed workers had half written is removed.
+        """
+        for place in (self._folder, *(self.root / table for table in self.tables)):
+            place.sweep()
         data = pack(manifests.values())
         (self._folder / _PACKED).write_whole(data)
         record = {

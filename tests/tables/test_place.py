@@ -109,6 +109,10 @@ def test_a_process_killed_while_writing_leaves_a_hidden_name_that_is_not_listed(
     assert len(os.listdir(tmp_path)) == 2  # noqa: PTH208 - hidden names too
     assert Place(str(tmp_path)).files() == [FileEntry("x.parquet", 4)]
     assert place.read_bytes() == b"good"
+    (tmp_path / ".keep").touch()
+    for swept in (place, Place(str(tmp_path))):
+        swept.sweep()
+        assert sorted(os.listdir(tmp_path)) == [".keep", "x.parquet"]  # noqa: PTH208 - hidden names too
 
 
 def test_a_reader_beside_a_writer_sees_one_whole_version(tmp_path: Path) -> None:

@@ -286,6 +286,16 @@ def test_without_its_record_a_finished_stage_is_still_done(damage: str, state: S
     assert not state.is_done(FINGERPRINT, ["u1", "u2", "u3"])
 
 
+def test_a_finished_stage_leaves_nothing_half_written(state: StageState) -> None:
+    """Prevents a disk that fills, kill by kill, with parts of files that nobody reads or removes."""
+    half = Path((state.root / state.tables[0]).path) / f".u9.parquet.{'0f' * 16}"
+    half.parent.mkdir(parents=True, exist_ok=True)
+    half.write_bytes(b"PAR1")
+    _closed(state)
+    assert not half.exists()
+    assert _ids(state) == ["u1a", "u1b", "c", "u3a", "u3b"]
+
+
 def test_a_finished_stage_that_is_begun_again_is_open_until_it_is_finished_again(state: StageState) -> None:
     """Prevents the closing record from vouching for a shard in the size that it had before it was lost."""
     _closed(state)
