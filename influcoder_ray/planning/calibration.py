@@ -1,6 +1,7 @@
 """Speeds of this machine: some batches through the very code of the stages, for about a minute."""
 
 import math
+import os
 import subprocess
 import sys
 import time
@@ -18,11 +19,14 @@ from influcoder_ray.attribution.topk import rank_shard
 from influcoder_ray.config import PipelineSettings, WorkersSpec
 from influcoder_ray.encoder.flops import forward_flops
 from influcoder_ray.encoder.model import Encoder
+from influcoder_ray.encoder.recipes import training
+from influcoder_ray.encoder.training import Examples
+from influcoder_ray.encoder.workers import Workers
 from influcoder_ray.examples import Example
 from influcoder_ray.gradients.flops import forward_backward_flops
 from influcoder_ray.gradients.sketch import CountSketch
 from influcoder_ray.gradients.teacher import Teacher
-from influcoder_ray.planning.counts import search_flops
+from influcoder_ray.planning.counts import TRAINING, search_flops
 from influcoder_ray.planning.data import Part, Survey
 from influcoder_ray.planning.speed import Speeds
 from influcoder_ray.stages.folders import at_hand
@@ -30,10 +34,15 @@ from influcoder_ray.stages.work.scan import ScanWork
 from influcoder_ray.tables.units import Unit
 
 # How the time is spent: the teacher's batches are the longest.
-_TEACHER_SHARE, _ENCODER_SHARE, _CPU_SHARE = 0.55, 0.35, 0.05
+_TEACHER_SHARE, _FORWARD_SHARE, _TRAINING_SHARE, _CPU_SHARE = 0.5, 0.2, 0.2, 0.05
 # Batches of one call: enough that rows of like length meet, as they do in a unit.
 _BATCHES = 4
 _SEARCHED_ROWS, _MOST_QUERIES = 16_384, 512
+# Steps of a made-up epoch of training.
+_STEPS = 4
+# Cores that Ray's own processes and the driver keep busy beside the workers. On two cores gradients ran at
+# 147 tokens/s without Ray, and in its workers at 122 to 128.
+_CORES_OF_RAY = 0.3
 
 # Workers of a stage that start one after the other: those of its pools, of its training, of single steps.
 _STARTS = {"sample": 2, "sketch": 1, "explore": 3, "distill": 3}
@@ -60,7 +69,7 @@ class Measured:
 def calibrate(
     settings: PipelineSettings, corpus: Survey, *, queries: int, dimensions: int, seconds: float
 ) -> Speeds:
-    """What this machine does in a second: scanning, gradients, the encoder's forward pass, the search.
+    """What this machine does in a second: scanning, gradients, the encoder's passes, training, the search.
 
     Loads both models, one after the other, on the GPU if there is one.
 
@@ -77,18 +86,22 @@ def calibrate(
     with _threads(settings.workers.sketch):
         gradients, teacher_start = _gradients(settings, corpus.examples, device, _TEACHER_SHARE * seconds)
     with _threads(settings.workers.embed):
-        forward, encoder_start = _forward(settings, corpus.examples, device, _ENCODER_SHARE * seconds)
+        encoder, encoder_start = _started(lambda: Encoder.load(at_hand(settings.encoder), device))
+        forward = _forward(settings, encoder, corpus.examples, _FORWARD_SHARE * seconds)
+    with _threads(settings.workers.distill):
+        steps = _training(settings, encoder, corpus.examples, _TRAINING_SHARE * seconds)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "this machine's CPU"
     loaded = {"sketch": teacher_start, "explore": teacher_start + encoder_start, "rerank": teacher_start}
     loaded |= {"distill": encoder_start, "embed": encoder_start}
     loaded |= dict.fromkeys(("evaluate", "validate"), teacher_start + encoder_start)
+    kept = _left_by_ray() if device.type == "cpu" else 1.0
+    measured = {"gradients": gradients, "encoder": forward, "training": steps}
     return replace(
         bare,
-        per_second={**bare.per_second, "gradients": gradients.per_second, "encoder": forward.per_second},
+        per_second={**bare.per_second, **{kind: kept * one.per_second for kind, one in measured.items()}},
         start_seconds={stage: s + loaded.get(stage, 0.0) for stage, s in bare.start_seconds.items()},
         rests_on=(
-            f"gradients: {gradients.tokens:,} tokens in {gradients.seconds:.1f} s on {name}",
-            f"encoder: {forward.tokens:,} tokens in {forward.seconds:.1f} s on {name}",
+            *(f"{kind}: {m.tokens:,} tokens in {m.seconds:.1f} s on {name}" for kind, m in measured.items()),
             *bare.rests_on,
             "models are loaded once by each worker",
         ),
@@ -109,12 +122,13 @@ def calibrate_cpu(
         search = _search(queries, dimensions, settings.kept_per_query, _CPU_SHARE * seconds)
     start = worker_start_seconds()
     return Speeds(
-        per_second={"scan": scan.per_second, "search": search.per_second},
+        per_second={"scan": _left_by_ray() * scan.per_second, "search": _left_by_ray() * search.per_second},
         start_seconds={stage: starts * start for stage, starts in _STARTS.items()},
         rests_on=(
             f"scan: {scan.amount:,.0f} rows in {scan.seconds:.1f} s on this machine's CPU",
             f"search: {_SEARCHED_ROWS:,} made-up vectors for {min(queries, _MOST_QUERIES):,} queries at a "
             f"time, {search.seconds:.1f} s on this machine's CPU",
+            f"Ray's own processes are taken to keep {_CORES_OF_RAY} of a machine's cores busy",
             f"a worker's start: {start:.1f} s, in which a process of this machine imports what a worker does",
         ),
     )
@@ -131,11 +145,11 @@ def _gradients(
     settings: PipelineSettings, examples: Sequence[Example], device: torch.device, seconds: float
 ) -> tuple[Measured, float]:
     """FLOPs of gradients and sketches, and the seconds until the teacher was there."""
-    started = time.perf_counter()
-    teacher = Teacher.load(
-        at_hand(settings.model), at_hand(settings.adapter), seed=settings.seed, device=device
+    teacher, start_seconds = _started(
+        lambda: Teacher.load(
+            at_hand(settings.model), at_hand(settings.adapter), seed=settings.seed, device=device
+        )
     )
-    start_seconds = time.perf_counter() - started
     sketch = CountSketch(settings.sketch.width, settings.seed)
     usable = [e for e, t in zip(examples, teacher.tokens(examples), strict=True) if t.labelled > 0]
 
@@ -152,12 +166,9 @@ def _gradients(
 
 
 def _forward(
-    settings: PipelineSettings, examples: Sequence[Example], device: torch.device, seconds: float
-) -> tuple[Measured, float]:
-    """FLOPs of the encoder's forward pass, and the seconds until the encoder was there."""
-    started = time.perf_counter()
-    encoder = Encoder.load(at_hand(settings.encoder), device)
-    start_seconds = time.perf_counter() - started
+    settings: PipelineSettings, encoder: Encoder, examples: Sequence[Example], seconds: float
+) -> Measured:
+    """FLOPs of the encoder's forward pass."""
 
     def work(some: Sequence[Example]) -> tuple[float, int]:
         *_, tokens = encoder.embed_with_traits(some, "pool", lambda traits: traits[:, :1])
@@ -165,7 +176,39 @@ def _forward(
 
     lengths = [len(window) for window in encoder.windows(examples)[0]]
     chunks = _chunks(lengths, _BATCHES * settings.encoder.tokens_per_batch, settings.embed.rows_per_unit)
-    return _timed(work, [[examples[row] for row in rows] for rows in chunks], seconds), start_seconds
+    return _timed(work, [[examples[row] for row in rows] for rows in chunks], seconds)
+
+
+def _training(
+    settings: PipelineSettings, encoder: Encoder, examples: Sequence[Example], seconds: float
+) -> Measured:
+    """FLOPs of training steps, on examples as they are and made-up sketches."""
+    spec = settings.distill
+    windows, _ = encoder.windows(examples)
+    generator = np.random.default_rng(0)
+
+    def side(rows: int) -> Examples:
+        sketches = generator.standard_normal((rows, settings.sketch.width), dtype=np.float32)
+        return Examples([windows[row % len(windows)] for row in range(rows)], sketches, rows)
+
+    queries, pool = side(_STEPS * spec.queries_per_step), side(_STEPS * spec.candidates_per_step)
+    trained = training(encoder, queries, pool, spec, seed=settings.seed, workers=Workers())
+    tokens = [len(window) for window in (*queries.windows, *pool.windows)]
+    share = trained.steps_per_epoch * (spec.queries_per_step + spec.candidates_per_step) / len(tokens)
+    # The first epoch is not counted: it fits the head, or allocates and fills caches.
+    trained.train_epoch()
+    took, epochs = 0.0, 0
+    while took < seconds:
+        ended = started = time.perf_counter()
+
+        def step_is_done(step: int, loss: float) -> None:
+            nonlocal ended
+            ended = time.perf_counter()
+
+        trained.train_epoch(step_is_done)
+        took, epochs = took + ended - started, epochs + 1
+    flops = TRAINING * forward_flops(encoder.model, tokens)
+    return Measured(epochs * share * flops, took, round(epochs * share * sum(tokens)))
 
 
 def _scan(settings: PipelineSettings, parts: Sequence[Part], seconds: float) -> Measured:
@@ -212,6 +255,18 @@ def _timed(work: Callable[[T], tuple[float, int]], pieces: Sequence[T], seconds:
         elapsed = time.perf_counter() - started
         if elapsed >= seconds:
             return Measured(amount, elapsed, tokens)
+
+
+def _started(load: Callable[[], T]) -> tuple[T, float]:
+    """What is loaded, and the seconds that it took."""
+    started = time.perf_counter()
+    return load(), time.perf_counter() - started
+
+
+def _left_by_ray() -> float:
+    """The share of a machine's cores that workers have, where they take all of them."""
+    cores = os.cpu_count() or 1
+    return max(cores - _CORES_OF_RAY, cores / 2) / cores
 
 
 def _chunks(lengths: Sequence[int], most_tokens: int, most_rows: int) -> list[list[int]]:

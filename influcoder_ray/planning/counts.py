@@ -12,7 +12,7 @@ from influcoder_ray.pipeline import wanted_stages
 from influcoder_ray.planning.data import Survey
 from influcoder_ray.planning.lengths import Models, PerRow
 from influcoder_ray.planning.storage import FileSize, size_of_examples, size_of_table
-from influcoder_ray.planning.work import Work
+from influcoder_ray.planning.work import Kind, Work
 from influcoder_ray.stages import sample, validate
 from influcoder_ray.tables import schemas
 from influcoder_ray.tables.datafiles import DataFile
@@ -21,7 +21,7 @@ from influcoder_ray.tables.units import plan_units
 
 _FLOAT32_BYTES, _FLOAT16_BYTES = 4, 2
 # A backward pass takes twice a forward one (Kaplan et al., arXiv 2001.08361, section 2.1).
-_TRAINING = 3
+TRAINING = 3
 
 
 class Counts:
@@ -166,11 +166,11 @@ class Counts:
             "distill",
             units=2,
             tokens=round(self._training_tokens),
-            shared={"encoder": self._distillation_flops},
+            shared=self._distillation,
             shared_units=workers,
             bytes_written=round(written) + self.models.tokenizer_bytes,
             rests_on=(
-                "a training step is taken for three forward passes; fits in closed form are not counted",
+                "fits in closed form are not counted",
                 "checkpoints, of which the last two are kept, are not in the bytes",
             ),
         )
@@ -251,7 +251,7 @@ class Counts:
         encoders = (settings.evaluate.seeds + 1) * both + pool * self.of_corpus.encoder_flops
         exact = min(settings.evaluate.fidelity_examples // 2, queries, pool)
         gradients = exact * (self.of_queries.gradient_flops + self.of_corpus.gradient_flops)
-        further = (settings.evaluate.seeds - 1) * self._distillation_flops
+        further = {k: (settings.evaluate.seeds - 1) * flops for k, flops in self._distillation.items()}
         pairs = size_of_table(schemas.EVALUATION_PAIRS, self.corpus.examples)
         return Work(
             "evaluate",
@@ -259,7 +259,7 @@ class Counts:
             tokens=round(
                 _weighted((queries, pool), (self.of_queries.encoder_tokens, self.of_corpus.encoder_tokens))
             ),
-            alone={"encoder": encoders + further, "gradients": gradients},
+            alone={**further, "encoder": encoders + further["encoder"], "gradients": gradients},
             bytes_written=round(pairs.of(1, queries * pool)),
             rests_on=("rank agreement, resampling and counting words are not counted",),
         )
@@ -321,8 +321,8 @@ class Counts:
         return _weighted((queries, pool), (self.of_queries.encoder_tokens, self.of_corpus.encoder_tokens))
 
     @cached_property
-    def _distillation_flops(self) -> float:
-        """Of the encoder, in all epochs, their validation, and the measure of familiarity."""
+    def _distillation(self) -> dict[Kind, float]:
+        """FLOPs of the encoder in all epochs, their validation, and the measure of familiarity."""
         spec, each = self.settings.distill, (self.of_queries.encoder_flops, self.of_corpus.encoder_flops)
         (queries, validation_queries, _), (pool, validation_pool, _) = self._splits
         steps = len(
@@ -336,18 +336,19 @@ class Counts:
             )
         )
         block = (min(spec.queries_per_step, queries), min(spec.candidates_per_step, pool))
-        stepping = _TRAINING * steps * _weighted(block, each)
+        stepping = TRAINING * steps * _weighted(block, each)
         train = _weighted((queries, pool), each)
         validation = _weighted((validation_queries, validation_pool), each)
         if spec.recipe == "spectral":
             # The first epoch takes no steps; after each one the head is fitted to features of all texts.
-            epochs = (spec.epochs - 1) * stepping + spec.epochs * train
+            stepping, reading = (spec.epochs - 1) * stepping, spec.epochs * train
         else:
-            epochs = spec.epochs * stepping
+            stepping, reading = spec.epochs * stepping, 0.0
         most = self.settings.familiarity.most_references
         references = _weighted((min(most, queries), min(most, pool)), each)
         calibration = _weighted((min(most, validation_queries), min(most, validation_pool)), each)
-        return epochs + (spec.epochs + 1) * validation + references + calibration
+        reading += (spec.epochs + 1) * validation + references + calibration
+        return {"training": stepping, "encoder": reading}
 
     def _tokens_rest_on(self) -> tuple[str, ...]:
         return tuple(

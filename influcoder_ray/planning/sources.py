@@ -15,7 +15,7 @@ from influcoder_ray.planning.work import Kind, Work
 from influcoder_ray.tables.place import Place
 
 # Of a card's peak. Assumed, not measured: a large model keeps a card busy, an encoder's short batches less.
-UTILISATION: Mapping[Kind, float] = {"gradients": 0.3, "encoder": 0.1}
+UTILISATION: Mapping[Kind, float] = {"gradients": 0.3, "encoder": 0.1, "training": 0.1}
 # The stage that each kind of work is measured on.
 _MEASURED_ON: Mapping[Kind, str] = {
     "scan": "sample",
@@ -38,10 +38,8 @@ def card_speeds(
     Raises:
         UserError: the card is not known.
     """
-    dtypes: dict[Kind, str] = {
-        "gradients": settings.model.dtype,
-        "encoder": "float32" if settings.encoder.dtype == "float32" else "bfloat16",
-    }
+    encoder = "float32" if settings.encoder.dtype == "float32" else "bfloat16"
+    dtypes: dict[Kind, str] = {"gradients": settings.model.dtype, "encoder": encoder, "training": encoder}
     per_second, said = dict(of_cpu.per_second), []
     for kind, dtype in dtypes.items():
         card, peak = find_card(name, dtype)
@@ -104,6 +102,8 @@ def measured_speeds(
             raise UserError(f"--measured: {folder} has not finished {stage}; give a run that has")
         seconds = _compute_seconds(done[stage])
         per_second[kind] = work.shared[kind] * _share_done(work, done[stage]) / seconds
+    # No stage does little else; how much longer it takes is in distill's share of the time.
+    per_second["training"] = per_second["encoder"]
     bare = Speeds(per_second)
     shares, starts = {}, {}
     for work in works:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 # What speeds are known for. Scanning is counted in rows, everything else in FLOPs.
-Kind = Literal["scan", "gradients", "encoder", "search"]
+Kind = Literal["scan", "gradients", "encoder", "training", "search"]
 
 
 @dataclass(frozen=True)

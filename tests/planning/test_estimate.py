@@ -8,8 +8,8 @@ from influcoder_ray.planning.arithmetic import Estimate, estimate
 from influcoder_ray.planning.speed import Speeds
 from influcoder_ray.planning.work import Kind, Work
 
-SPEEDS = Speeds({"scan": 1e4, "gradients": 1e12, "encoder": 3e12, "search": 1e10})
-KINDS: tuple[Kind, ...] = ("scan", "gradients", "encoder", "search")
+SPEEDS = Speeds({"scan": 1e4, "gradients": 1e12, "encoder": 3e12, "training": 2e12, "search": 1e10})
+KINDS: tuple[Kind, ...] = ("scan", "gradients", "encoder", "training", "search")
 AMOUNTS = st.dictionaries(st.sampled_from(KINDS), st.floats(1, 1e15), max_size=4)
 
 

@@ -48,6 +48,7 @@ def test_a_card_does_a_share_of_its_peak_in_the_numbers_of_the_settings(make_pla
         "search": 1e9,
         "gradients": pytest.approx(0.3 * 67e12),
         "encoder": pytest.approx(0.1 * 989.4e12),
+        "training": pytest.approx(0.1 * 989.4e12),
     }
     assert "gradients: 30% (assumed) of the 67.0 TFLOP/s of NVIDIA H200 in float32" in assumed.rests_on
     assert "the CPU" in assumed.rests_on
@@ -88,7 +89,7 @@ def test_calibration_measures_every_kind_of_work_and_leaves_threads_alone(make_p
     settings = make_plan_settings(workers={"sketch": {"cpus": 2}})
     counts, threads = planning.count(settings), torch.get_num_threads()
     found = calibrate(settings, counts.corpus, queries=40, dimensions=34, seconds=0.2)
-    assert set(found.per_second) == {"scan", "gradients", "encoder", "search"}
+    assert set(found.per_second) == {"scan", "gradients", "encoder", "training", "search"}
     assert all(speed > 0 for speed in found.per_second.values())
     assert torch.get_num_threads() == threads
     said = " ".join(found.rests_on)
