@@ -29,6 +29,7 @@ from influcoder_ray.gradients.teacher import Teacher
 from influcoder_ray.planning.counts import TRAINING, search_flops
 from influcoder_ray.planning.data import Part, Survey
 from influcoder_ray.planning.speed import Speeds
+from influcoder_ray.planning.work import Kind
 from influcoder_ray.stages.folders import at_hand
 from influcoder_ray.stages.work.scan import ScanWork
 from influcoder_ray.tables.units import Unit
@@ -95,7 +96,7 @@ def calibrate(
     loaded |= {"distill": encoder_start, "embed": encoder_start}
     loaded |= dict.fromkeys(("evaluate", "validate"), teacher_start + encoder_start)
     kept = _left_by_ray() if device.type == "cpu" else 1.0
-    measured = {"gradients": gradients, "encoder": forward, "training": steps}
+    measured: dict[Kind, Measured] = {"gradients": gradients, "encoder": forward, "training": steps}
     return replace(
         bare,
         per_second={**bare.per_second, **{kind: kept * one.per_second for kind, one in measured.items()}},
