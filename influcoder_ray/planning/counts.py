@@ -89,7 +89,7 @@ class Counts:
             (self.queries, self.settings.sample.queries, self.sampled_queries),
             (self.corpus, self.settings.sample.pool, self.pool),
         ):
-            cut = data.units(rows_per_unit)
+            cut = data.units(rows_per_unit, lines_whole=True)
             candidates = _kept(data, cut, kept)
             size, in_small_groups = _example_sizes(data)
             written += size.of(len(cut), candidates) + in_small_groups.of(1, chosen)

@@ -1,5 +1,6 @@
 """What data there are, told by their footers, their sizes and a few of their rows."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -11,14 +12,16 @@ from influcoder_ray.examples import Example
 from influcoder_ray.examples.columns import examples_from_cells
 from influcoder_ray.tables.cells import cells_in_parts
 from influcoder_ray.tables.datafiles import DataFile, find_data_files, require_columns, require_text
-from influcoder_ray.tables.json_lines import count_rows
-from influcoder_ray.tables.units import Unit, plan_units
+from influcoder_ray.tables.json_lines import BLOCK_BYTES, PLAIN_SUFFIXES, count_rows
+from influcoder_ray.tables.units import plan_units
 
 SAMPLED_ROWS = 512
 # Places from which these rows are taken, evenly spread: neighbours in a corpus are often alike.
 _SPOTS = 32
 # JSON Lines whose rows are counted, and of each so many bytes: the others are taken to be as dense.
 _COUNTED_FILES, _COUNTED_BYTES = 8, 4 << 20
+# How much longer English text in JSON is than compressed, about.
+_COMPRESSION = 3
 
 
 @dataclass(frozen=True)
@@ -58,11 +61,21 @@ class Survey:
         """The rows that can be used, if the others are like those that were looked at."""
         return round(self.rows * len(self.examples) / self.looked_at)
 
-    def units(self, rows_per_unit: int) -> list[int]:
-        """The rows of each unit into which a stage cuts the files."""
-        rows_of = {file.relative: rows for file, rows in zip(self.files, self.file_rows, strict=True)}
-        units = plan_units(self.files, rows_per_unit=rows_per_unit, fingerprint="")
-        return [_rows_of(unit, rows_of) for unit in units]
+    def units(self, rows_per_unit: int, *, lines_whole: bool = False) -> list[int]:
+        """The rows of each unit into which a stage cuts the files.
+
+        Args:
+            lines_whole: whether a file of JSON Lines is one unit, as when it is read for the first time.
+        """
+        sizes: list[int] = []
+        for file, rows in zip(self.files, self.file_rows, strict=True):
+            if file.is_parquet:
+                units = plan_units([file], rows_per_unit=rows_per_unit, fingerprint="")
+                sizes += [unit.rows or 0 for unit in units]
+            else:
+                size = max(1, rows) if lines_whole else max(rows_per_unit, _rows_in_block(file, rows))
+                sizes += [min(size, rows - first) for first in range(0, max(1, rows), size)]
+        return sizes
 
 
 def survey(data: DataSpec, *, setting: str, sampled_rows: int = SAMPLED_ROWS) -> Survey:
@@ -159,5 +172,8 @@ def _read(file: DataFile, group: int, data: DataSpec, rows: int) -> list[Part]:
     return parts
 
 
-def _rows_of(unit: Unit, rows_of: Mapping[str, int]) -> int:
-    return rows_of[unit.relative] if unit.rows is None else unit.rows
+def _rows_in_block(file: DataFile, rows: int) -> int:
+    """About as many lines as stand together in a block, which units are made of."""
+    packed = not file.relative.endswith(PLAIN_SUFFIXES)
+    text_bytes = max(1, file.place.size_bytes()) * (_COMPRESSION if packed else 1)
+    return math.ceil(rows * BLOCK_BYTES / text_bytes)

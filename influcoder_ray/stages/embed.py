@@ -4,9 +4,9 @@ from collections.abc import Mapping
 
 from influcoder_ray.config import PipelineSettings
 from influcoder_ray.stages import distill, sample
+from influcoder_ray.stages.corpus import corpus_files
 from influcoder_ray.stages.display import Display
 from influcoder_ray.stages.plan import StagePlan
-from influcoder_ray.tables.datafiles import find_data_files
 from influcoder_ray.tables.fingerprint import Fingerprint
 from influcoder_ray.tables.place import Place
 from influcoder_ray.tables.state import Manifest, StageState
@@ -21,7 +21,7 @@ def state(root: Place) -> StageState:
 
 def plan(settings: PipelineSettings) -> StagePlan:
     sampled, distilled = sample.state(settings.root), distill.state(settings.root)
-    files = find_data_files(settings.corpus.path, setting="corpus.path")
+    files = corpus_files(settings)
     fingerprint = Fingerprint(
         {
             "stage": "embed",

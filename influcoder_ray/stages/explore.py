@@ -4,10 +4,10 @@ from collections.abc import Mapping
 
 from influcoder_ray.config import PipelineSettings
 from influcoder_ray.stages import sample, sketch
+from influcoder_ray.stages.corpus import corpus_files
 from influcoder_ray.stages.display import Display
 from influcoder_ray.stages.folders import at_hand
 from influcoder_ray.stages.plan import StagePlan
-from influcoder_ray.tables.datafiles import find_data_files
 from influcoder_ray.tables.fingerprint import Fingerprint, model_identity
 from influcoder_ray.tables.place import Place
 from influcoder_ray.tables.state import Manifest, StageState
@@ -27,7 +27,7 @@ def why_left_out(settings: PipelineSettings) -> str:
 
 
 def plan(settings: PipelineSettings) -> StagePlan:
-    corpus = find_data_files(settings.corpus.path, setting="corpus.path")
+    corpus = corpus_files(settings)
     encoder = at_hand(settings.encoder)
     fingerprint = Fingerprint(
         {

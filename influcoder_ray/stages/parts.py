@@ -9,7 +9,7 @@ from dataclasses import replace
 from influcoder_ray.config import PipelineSettings
 from influcoder_ray.errors import UserError
 from influcoder_ray.stages import embed
-from influcoder_ray.tables.datafiles import find_data_files
+from influcoder_ray.stages.corpus import corpus_files
 from influcoder_ray.tables.units import Unit, plan_units
 
 
@@ -20,7 +20,7 @@ def corpus_parts(settings: PipelineSettings) -> list[Unit]:
         UserError: the corpus has not been embedded, or cannot be read.
     """
     return plan_units(
-        find_data_files(settings.corpus.path, setting="corpus.path"),
+        corpus_files(settings),
         rows_per_unit=settings.embed.rows_per_unit,
         fingerprint=embed.state(settings.root).finished().digest,
         table=embed.CORPUS,

@@ -23,13 +23,14 @@ from influcoder_ray.tables.units import plan_units
 
 POOL, QUERIES = "sample/pool", "sample/queries"
 _POOL_CANDIDATES, _QUERY_CANDIDATES = "_state/sample/pool", "_state/sample/queries"
+LINE_BLOCKS = "_state/sample/line_blocks"
 _SMALLEST = 10
 # Small row groups, so that later stages can cut the sample into units of any size.
 ROWS_PER_GROUP = 16
 
 
 def state(root: Place) -> StageState:
-    return StageState(root, "sample", (POOL, QUERIES, _POOL_CANDIDATES, _QUERY_CANDIDATES))
+    return StageState(root, "sample", (POOL, QUERIES, _POOL_CANDIDATES, _QUERY_CANDIDATES, LINE_BLOCKS))
 
 
 def check(settings: PipelineSettings) -> None:
@@ -88,6 +89,7 @@ def plan(settings: PipelineSettings) -> StagePlan:
                 "seed": settings.seed,
                 "apart_from": taken,
                 "stage": record.stage,
+                "line_blocks": LINE_BLOCKS if table == _POOL_CANDIDATES else None,
             }
             work = WorkPlan(record, units[table], ScanWork, arguments)
             manifests |= run_units(work, fingerprint, reservation, display)

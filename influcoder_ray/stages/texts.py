@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from influcoder_ray.config import PipelineSettings
 from influcoder_ray.examples import Example
 from influcoder_ray.examples.columns import examples_from_cells
-from influcoder_ray.tables.datafiles import find_data_files
+from influcoder_ray.stages.corpus import corpus_files
 from influcoder_ray.tables.lookup import find_rows
 
 
@@ -16,7 +16,7 @@ def corpus_examples(settings: PipelineSettings, sources: Iterable[str]) -> dict[
     """
     columns, sources = settings.corpus.columns, list(sources)
     named = {source.rsplit(":", 1)[0] for source in sources}
-    files = find_data_files(settings.corpus.path, setting="corpus.path", identify=False, only=named)
+    files = corpus_files(settings, identify=False, only=named)
     texts = {}
     for source, cells in find_rows(files, columns.names, sources).items():
         relative, row = source.rsplit(":", 1)

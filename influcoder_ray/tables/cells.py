@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 
 from influcoder_ray.tables.datafiles import DataFile
 from influcoder_ray.tables.json_lines import lines, parse
-from influcoder_ray.tables.place import Place
 from influcoder_ray.tables.units import Unit
 
 _ROWS_AT_ONCE = 256
@@ -27,7 +26,7 @@ def read_cells(unit: Unit, columns: Sequence[str]) -> dict[str, list[Any]]:
     Text of a Parquet file is bytes, not yet decoded; a column that a JSON line lacks is None.
     """
     if unit.row_groups is None:
-        return _json_cells(unit.place, columns)
+        return cells_of_lines(lines(unit.place, unit.span), columns)
     with unit.place.open() as stream:
         table = pq.ParquetFile(stream).read_row_groups(list(unit.row_groups), columns=list(columns))
     return {name: _undecoded(table.column(name)).to_pylist() for name in columns}
@@ -45,13 +44,14 @@ def cells_in_parts(
         rows_at_once: of a part, at most; 256 if None.
     """
     rows_at_once = rows_at_once or _ROWS_AT_ONCE
-    if file.row_groups is None:
+    if not file.is_parquet:
         rows = lines(file.place)
         first_row = 0
         while part := list(islice(rows, rows_at_once)):
-            yield first_row, _cells_of_lines(part, columns)
+            yield first_row, cells_of_lines(part, columns)
             first_row += len(part)
         return
+    assert file.row_groups is not None
     groups = list(range(row_group, len(file.row_groups)))
     first_row = sum(file.row_groups[:row_group])
     with file.place.open() as stream:
@@ -62,11 +62,8 @@ def cells_in_parts(
             first_row += batch.num_rows
 
 
-def _json_cells(place: Place, columns: Sequence[str]) -> dict[str, list[Any]]:
-    return _cells_of_lines(lines(place), columns)
-
-
-def _cells_of_lines(rows: Iterable[bytes], columns: Sequence[str]) -> dict[str, list[Any]]:
+def cells_of_lines(rows: Iterable[bytes], columns: Sequence[str]) -> dict[str, list[Any]]:
+    """The named columns of lines of JSON, as `read_cells` gives them."""
     cells: dict[str, list[Any]] = {name: [] for name in columns}
     for line in rows:
         row = parse(line)

@@ -21,9 +21,10 @@ _THREADS = 16
 class DataFile:
     """One Parquet or JSON Lines file of a corpus.
 
-    `relative` names it inside the corpus; `identity` is a hash of its content; `row_groups` holds
-    the rows of each Parquet row group and is None for JSON Lines, whose rows are not counted; `types`
-    are those of a Parquet file's columns.
+    `relative` names it inside the corpus; `identity` is a hash of its content; `types` are those of a
+    Parquet file's columns. `row_groups` holds the rows of each Parquet row group, or of each block of
+    lines; it is None for JSON Lines whose rows were not counted. `offsets` are the bytes of the text at
+    which such blocks begin, and in the end that at which the last one ends.
     """
 
     place: Place
@@ -32,10 +33,11 @@ class DataFile:
     row_groups: tuple[int, ...] | None
     columns: tuple[str, ...]
     types: tuple[pa.DataType, ...] = ()
+    offsets: tuple[int, ...] = ()
 
     @property
     def is_parquet(self) -> bool:
-        return self.row_groups is not None
+        return self.relative.endswith(PARQUET)
 
 
 def find_data_files(

@@ -9,9 +9,12 @@ import pyarrow as pa
 
 from influcoder_ray.tables.place import Place
 
-SUFFIXES = (".jsonl", ".ndjson", ".jsonl.gz", ".jsonl.zst", ".jsonl.bz2")
+PLAIN_SUFFIXES = (".jsonl", ".ndjson")
+SUFFIXES = (*PLAIN_SUFFIXES, ".jsonl.gz", ".jsonl.zst", ".jsonl.bz2")
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
-_BLOCK_BYTES = 1 << 20
+_READ_BYTES = 1 << 20
+# Of text, that stand together in a block: enough to be worth a seek, and little beside a worker's memory.
+BLOCK_BYTES = 8 << 20
 _LINES_FOR_KEYS = 1000
 
 
@@ -22,12 +25,27 @@ class Unreadable:
     reason: str
 
 
-def lines(place: Place) -> Iterator[bytes]:
-    """The lines of the file without their ends; blank ones count, so that rows keep their numbers."""
+# The first byte of some lines in a file's text, decompressed, and the one after their last.
+Span = tuple[int, int]
+
+
+def lines(place: Place, span: Span | None = None) -> Iterator[bytes]:
+    """The lines of the file without their ends; blank ones count, so that rows keep their numbers.
+
+    Args:
+        span: of whole lines, to read these alone. What stands before them in a compressed file has to be
+            decompressed, though not parsed.
+    """
     with place.open() as raw:
         stream = _decompressed(place, raw)
+        if span is None:
+            left = None
+        else:
+            _skip(stream, span[0], seekable=stream is raw)
+            left = span[1] - span[0]
         rest: list[bytes] = []
-        while block := stream.read(_BLOCK_BYTES):
+        while block := stream.read(_READ_BYTES if left is None else min(left, _READ_BYTES)):
+            left = None if left is None else left - len(block)
             first, *others = bytes(block).split(b"\n")
             rest.append(first)
             if others:
@@ -36,6 +54,38 @@ def lines(place: Place) -> Iterator[bytes]:
                 rest = [others[-1]]
         if last := b"".join(rest):
             yield last
+
+
+@dataclass(frozen=True)
+class LineBlock:
+    """Lines that stand together: the row that the first one is, and where they lie in the file's text."""
+
+    first_row: int
+    lines: list[bytes]
+    span: Span
+
+
+def line_blocks(
+    place: Place, span: Span | None = None, *, first_row: int = 0, block_bytes: int | None = None
+) -> Iterator[LineBlock]:
+    """The lines of a file, or of a span of it, in blocks of at least `block_bytes` of text but for the last.
+
+    Args:
+        first_row: the row that the first line is.
+        block_bytes: `BLOCK_BYTES` if None.
+    """
+    least = BLOCK_BYTES if block_bytes is None else block_bytes
+    start = end = 0 if span is None else span[0]
+    held: list[bytes] = []
+    for line in lines(place, span):
+        held.append(line)
+        # With its end, which the last line of a file may lack: nothing begins behind that.
+        end += len(line) + 1
+        if end - start >= least:
+            yield LineBlock(first_row, held, (start, end))
+            start, first_row, held = end, first_row + len(held), []
+    if held:
+        yield LineBlock(first_row, held, (start, end))
 
 
 @dataclass(frozen=True)
@@ -56,7 +106,7 @@ def count_rows(place: Place, *, most_bytes: int) -> Counted:
     with place.open() as raw:
         stream = _decompressed(place, raw)
         while raw.tell() < most_bytes:
-            block = bytes(stream.read(_BLOCK_BYTES))
+            block = bytes(stream.read(_READ_BYTES))
             if not block:
                 # A last line needs no end.
                 return Counted(rows + (last != b"\n"), raw.tell(), True)
@@ -87,6 +137,14 @@ def first_keys(place: Place) -> tuple[str, ...]:
         if isinstance(row, dict):
             keys.update(dict.fromkeys(row))
     return tuple(keys)
+
+
+def _skip(stream: Any, count: int, *, seekable: bool) -> None:
+    if seekable:
+        stream.seek(count)
+        return
+    while count and (block := stream.read(min(count, _READ_BYTES))):
+        count -= len(block)
 
 
 def _decompressed(place: Place, raw: BinaryIO) -> Any:

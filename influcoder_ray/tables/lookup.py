@@ -1,7 +1,7 @@
 """Single rows of a corpus, found again by file and row."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -17,7 +17,7 @@ Rows = dict[str, dict[str, list[Any]]]
 def find_rows(files: Sequence[DataFile], columns: Sequence[str], sources: Iterable[str]) -> Rows:
     """The raw cells of the rows named by sources ("<file>:<row>"), each as columns of one value.
 
-    Only the row groups that hold a wanted row are read.
+    Only the row groups, or blocks of lines, that hold a wanted row are read.
     """
     wanted: dict[str, set[int]] = defaultdict(set)
     for source in sources:
@@ -26,25 +26,28 @@ def find_rows(files: Sequence[DataFile], columns: Sequence[str], sources: Iterab
     found: Rows = {}
     for file in files:
         rows = sorted(wanted.get(file.relative, ()))
-        for group, first, members in _by_group(file, rows):
-            cells = read_cells(Unit("", file.place, file.relative, group, first, None), columns)
+        for unit, members in _units(file, rows):
+            cells = read_cells(unit, columns)
             for row in members:
-                values = {name: [column[row - first]] for name, column in cells.items()}
+                values = {name: [column[row - unit.first_row]] for name, column in cells.items()}
                 found[f"{file.relative}:{row}"] = values
     return found
 
 
-def _by_group(
-    file: DataFile, rows: Sequence[int]
-) -> Iterable[tuple[tuple[int, ...] | None, int, Sequence[int]]]:
-    """Row groups with the first row of each and the wanted rows in it."""
+def _units(file: DataFile, rows: Sequence[int]) -> Iterator[tuple[Unit, Sequence[int]]]:
+    """The parts of a file that hold the wanted rows, and which these are."""
     if not rows:
         return
     if file.row_groups is None:
-        yield None, 0, rows
+        yield Unit("", file.place, file.relative, None, 0, None), rows
         return
     ends = list(accumulate(file.row_groups))
     groups = np.searchsorted(ends, rows, side="right")
-    for group in np.unique(groups):
+    for group in np.unique(groups).tolist():
         first = ends[group] - file.row_groups[group]
-        yield (int(group),), first, [row for row, g in zip(rows, groups, strict=True) if g == group]
+        members = [row for row, g in zip(rows, groups, strict=True) if g == group]
+        if file.is_parquet:
+            yield Unit("", file.place, file.relative, (group,), first, None), members
+        else:
+            span = file.offsets[group], file.offsets[group + 1]
+            yield Unit("", file.place, file.relative, None, first, None, span=span), members

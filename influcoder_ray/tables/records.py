@@ -44,7 +44,7 @@ def read_records(unit: Unit, schema: pa.Schema | None = None) -> Records:
 
 
 def schema_of_lines(unit: Unit) -> pa.Schema:
-    """The columns of a JSON Lines file, with types that its values fit into."""
+    """The columns of lines of JSON, with types that its values fit into."""
     _, rows, _ = _parsed(unit)
     return _schema_of(rows)
 
@@ -73,7 +73,7 @@ def _is_json(field: pa.Field) -> bool:
 
 def _parsed(unit: Unit) -> tuple[list[int], list[dict[str, Any]], list[tuple[int, str]]]:
     numbers, rows, unreadable = [], [], []
-    for number, line in enumerate(lines(unit.place)):
+    for number, line in enumerate(lines(unit.place, unit.span), unit.first_row):
         row = parse(line)
         if isinstance(row, Unreadable):
             unreadable.append((number, row.reason))

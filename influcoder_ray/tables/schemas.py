@@ -16,6 +16,16 @@ EXAMPLES = pa.schema(
     ]
 )
 
+# Lines of JSON that stand together in a file of the corpus: how many, and the bytes of its text.
+LINE_BLOCKS = pa.schema(
+    [
+        pa.field("file", pa.string(), nullable=False),
+        pa.field("rows", pa.int64(), nullable=False),
+        pa.field("start", pa.int64(), nullable=False),
+        pa.field("end", pa.int64(), nullable=False),
+    ]
+)
+
 ATTRIBUTIONS = pa.schema(
     [
         pa.field("query_id", pa.string(), nullable=False),

@@ -9,14 +9,15 @@ import pyarrow.parquet as pq
 
 from influcoder_ray.tables.datafiles import DataFile
 from influcoder_ray.tables.fingerprint import digest_of
+from influcoder_ray.tables.json_lines import Span
 from influcoder_ray.tables.place import Place
 
 
 @dataclass(frozen=True)
 class Unit:
-    """A file and some of its row groups (None: a JSON Lines file as a whole).
+    """A file and some of its row groups; of JSON Lines, which have none, a span of the text or the whole.
 
-    `unit_id` is a hash of the file's identity and name, the row groups and the stage's
+    `unit_id` is a hash of the file's identity and name, the part of it and the stage's
     fingerprint, so the same work has the same name on every machine and in every run. `table` is
     the table that its result belongs to, where a stage writes several.
     """
@@ -28,6 +29,7 @@ class Unit:
     first_row: int
     rows: int | None
     table: str = ""
+    span: Span | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -38,11 +40,12 @@ class Unit:
             "first_row": self.first_row,
             "rows": self.rows,
             "table": self.table,
+            "span": None if self.span is None else list(self.span),
         }
 
     @staticmethod
     def from_dict(fields: dict[str, Any]) -> "Unit":
-        groups = fields["row_groups"]
+        groups, span = fields["row_groups"], fields["span"]
         return Unit(
             fields["unit_id"],
             Place(fields["uri"]),
@@ -51,28 +54,28 @@ class Unit:
             fields["first_row"],
             fields["rows"],
             fields["table"],
+            None if span is None else (span[0], span[1]),
         )
 
 
 def plan_units(
     files: Sequence[DataFile], *, rows_per_unit: int, fingerprint: str, table: str = ""
 ) -> list[Unit]:
-    """Cut files into units of whole row groups with at least `rows_per_unit` rows where they can be had.
+    """Cut files into units with at least `rows_per_unit` rows where they can be had.
+
+    A unit is made of whole row groups, or of whole blocks of lines, of one file.
 
     The cut depends on the files and on `rows_per_unit` alone, never on machines or on Ray's blocks.
     """
     units = []
 
     def add(file: DataFile, groups: tuple[int, ...] | None, first_row: int, rows: int | None) -> None:
-        identity = [
-            file.identity,
-            file.relative,
-            None if groups is None else list(groups),
-            fingerprint,
-            table,
-        ]
-        unit_id = digest_of(identity)[:16]
-        units.append(Unit(unit_id, file.place, file.relative, groups, first_row, rows, table))
+        span = None
+        if groups is not None and file.offsets:
+            span, groups = (file.offsets[groups[0]], file.offsets[groups[-1] + 1]), None
+        part = ["bytes", *span] if span is not None else None if groups is None else list(groups)
+        unit_id = digest_of([file.identity, file.relative, part, fingerprint, table])[:16]
+        units.append(Unit(unit_id, file.place, file.relative, groups, first_row, rows, table, span))
 
     for file in files:
         if file.row_groups is None:

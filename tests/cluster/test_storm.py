@@ -46,7 +46,7 @@ class Storm:
     def rage(self) -> None:
         """Strike whenever some more is done; start the driver again where it was struck."""
         while self.faults.total() < FAULTS:
-            self._wait_for(progress(self.output) + self._random.randint(1, 8))
+            self._wait_for(progress(self.output) + self._random.randint(1, 5))
             kind = self._random.choices(list(KINDS), list(KINDS.values()))[0]
             if self._strike(kind):
                 self.faults[kind] += 1

@@ -105,7 +105,7 @@ def test_rows_of_json_lines_are_marked_as_estimates_everywhere(
     path = tmp_path / "corpus.jsonl"
     rows(300, "c").to_pandas().to_json(path, orient="records", lines=True)
     monkeypatch.setattr("influcoder_ray.planning.data._COUNTED_BYTES", 5_000)
-    monkeypatch.setattr("influcoder_ray.tables.json_lines._BLOCK_BYTES", 4096)
+    monkeypatch.setattr("influcoder_ray.tables.json_lines._READ_BYTES", 4096)
     found = works(make_plan_settings(corpus={"path": str(path), "columns": COLUMNS}))
     assert not any(work.rows_counted for work in found.values())
     assert "corpus: rows of JSON Lines are estimated by the bytes of some" in found["sample"].rests_on

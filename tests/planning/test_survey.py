@@ -100,8 +100,21 @@ def test_of_few_rows_each_is_looked_at_once(tmp_path: Path) -> None:
     found = survey(data(tmp_path), setting="corpus", sampled_rows=100)
     assert [e.response for e in found.examples] == numbered(0, 100)
     assert (found.rows, found.counted, found.usable_rows) == (100, True, 100)
-    # Whole row groups, and JSON Lines as a whole.
+    # Whole row groups, and whole blocks of lines, which so few lines do not fill.
     assert found.units(40) == [40, 40, 10, 10]
+
+
+def test_large_files_of_lines_are_planned_in_the_units_that_their_blocks_make(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prevents a plan in which sixteen workers wait for the one that has the file."""
+    (tmp_path / "b.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in numbered(0, 1000)))
+    monkeypatch.setattr(module, "BLOCK_BYTES", (tmp_path / "b.jsonl").stat().st_size // 20)
+    found = survey(data(tmp_path), setting="corpus")
+    assert found.units(1, lines_whole=True) == [1000]
+    assert found.units(300) == [300, 300, 300, 100]
+    assert sum(found.units(1)) == 1000
+    assert len(found.units(1)) == pytest.approx(20, abs=1)
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["plain", "compressed"])
@@ -111,7 +124,7 @@ def test_rows_of_large_json_lines_are_estimated_and_marked(
     """Prevents a corpus of terabytes from being counted, and a guess from passing for a count."""
     # Compressed files are read 64 KiB at a time, whatever is asked for.
     monkeypatch.setattr(module, "_COUNTED_BYTES", 400_000 if packed else 20_000)
-    monkeypatch.setattr("influcoder_ray.tables.json_lines._BLOCK_BYTES", 8192)
+    monkeypatch.setattr("influcoder_ray.tables.json_lines._READ_BYTES", 8192)
     generator = np.random.default_rng(0)
     files, rows = (2, 50_000) if packed else (20, 3000)
     for number in range(files):

@@ -16,13 +16,19 @@ from influcoder_ray import pipeline
 from influcoder_ray.config import PipelineSettings
 from influcoder_ray.stages import distill, embed, sample, sketch
 from influcoder_ray.stages.cluster import Reservation
+from influcoder_ray.stages.corpus import corpus_files
+from influcoder_ray.stages.work.scan import block_table
 from influcoder_ray.tables import schemas
+from influcoder_ray.tables.datafiles import find_data_files
 from influcoder_ray.tables.fingerprint import Fingerprint
+from influcoder_ray.tables.json_lines import line_blocks
 from influcoder_ray.tables.records import read_records
 from influcoder_ray.tables.state import Manifest, Output, StageState
 
 DIMENSIONS = 6
 CORPUS_ROWS, QUERY_ROWS = 90, 8
+# So that a file of lines is several units.
+_BLOCK_BYTES = 2000
 
 
 def corpus_rows() -> list[dict[str, Any]]:
@@ -80,11 +86,13 @@ def write_corpus(folder: Path, kind: str) -> Path:
 
 def made_up_run(settings: PipelineSettings) -> None:
     """Write what the stages up to `embed` would have left."""
-    for stage in (sample, sketch, distill):
+    for stage in (sketch, distill):
         record = stage.state(settings.root)
         record.begin(Fingerprint({"stage": record.stage}))
         record.finish({}, {})
     record = sample.state(settings.root)
+    corpus = find_data_files(settings.corpus.path, setting="corpus.path")
+    record.begin(Fingerprint({"stage": "sample", "corpus": sample.data_fields(settings.corpus, corpus)}))
     query_table = pa.Table.from_pylist(
         [
             {
@@ -100,8 +108,14 @@ def made_up_run(settings: PipelineSettings) -> None:
         ],
         schema=schemas.EXAMPLES,
     )
-    queries = record.commit("queries", Output({sample.QUERIES: query_table}, 0, 0), 0.0)
-    record.finish({queries.unit_id: queries}, {})
+    record.commit("queries", Output({sample.QUERIES: query_table}, 0, 0), 0.0)
+    for file in corpus:
+        if not file.is_parquet:
+            found = [(len(b.lines), b.span) for b in line_blocks(file.place, block_bytes=_BLOCK_BYTES)]
+            assert len(found) > 2
+            blocks = {sample.LINE_BLOCKS: block_table(file.relative, found)}
+            record.commit(file.identity, Output(blocks, 0, 0), 0.0)
+    record.finish(record.manifests(), {})
     plan = embed.plan(settings)
     record = embed.state(settings.root)
     record.begin(plan.fingerprint)
@@ -111,7 +125,6 @@ def made_up_run(settings: PipelineSettings) -> None:
 
 
 def _embedded(settings: PipelineSettings, fingerprint: Fingerprint) -> dict[str, dict[str, pa.Table]]:
-    from influcoder_ray.tables.datafiles import find_data_files
     from influcoder_ray.tables.units import plan_units
 
     def table(ids: Sequence[str], sources: Sequence[str], vectors: np.ndarray) -> pa.Table:
@@ -132,8 +145,7 @@ def _embedded(settings: PipelineSettings, fingerprint: Fingerprint) -> dict[str,
     found[unit.unit_id] = {embed.QUERIES: table(ids, ids, vectors)}
     order = {row["id"]: place for place, row in enumerate(corpus_rows())}
     vectors = vectors_of(CORPUS_ROWS, 6)
-    files = find_data_files(settings.corpus.path, setting="corpus.path")
-    for unit in plan_units(files, **cut, table=embed.CORPUS):
+    for unit in plan_units(corpus_files(settings), **cut, table=embed.CORPUS):
         records = read_records(unit)
         names = records.table["id"].to_pylist()
         sources = [f"{unit.relative}:{row}" for row in records.rows]

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from influcoder_ray.tables import json_lines
@@ -178,5 +178,31 @@ def test_lines_do_not_depend_on_the_size_of_the_read_block(parts: list[bytes], b
     place = Place("memory://lines/a.jsonl")
     place.write_whole(b"".join(part + b"\n" for part in parts))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(json_lines, "_BLOCK_BYTES", block)
+        patch.setattr(json_lines, "_READ_BYTES", block)
         assert list(json_lines.lines(place)) == parts
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz", "jsonl.zst", "jsonl.bz2"])
+@given(lengths=st.lists(st.integers(0, 30), max_size=12), end=st.booleans(), least=st.integers(1, 60))
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_blocks_hold_every_line_once_and_are_found_again_by_their_bytes(
+    suffix: str, lengths: list[int], end: bool, least: int, tmp_path: Path
+) -> None:
+    """Prevents rows that two workers read, or none, where a large file is shared among them."""
+    lines = [(chr(97 + i) * length).encode() for i, length in enumerate(lengths)]
+    _write(tmp_path / f"a.{suffix}", [b"\n".join(lines) + b"\n" * end])
+    place = Place(str(tmp_path / f"a.{suffix}"))
+    whole = list(json_lines.lines(place))
+    blocks = list(json_lines.line_blocks(place, block_bytes=least))
+    assert [line for block in blocks for line in block.lines] == whole
+    row = 0
+    for block in blocks:
+        assert block.first_row == row
+        assert list(json_lines.lines(place, block.span)) == block.lines
+        row += len(block.lines)
+    assert all(block.span[1] - block.span[0] >= least for block in blocks[:-1])
+    # A part of the blocks may be cut anew, as exploring does.
+    for block in blocks[1:]:
+        again = list(json_lines.line_blocks(place, block.span, first_row=block.first_row, block_bytes=1))
+        assert [line for part in again for line in part.lines] == block.lines
+        assert again[0].first_row == block.first_row

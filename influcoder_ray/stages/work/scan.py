@@ -5,15 +5,21 @@ does not depend on how the corpus is cut into files or units, nor on who scans t
 """
 
 import hashlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
+import pyarrow as pa
+
 from influcoder_ray.examples import ColumnSpec, Example
-from influcoder_ray.examples.columns import examples_from_cells
+from influcoder_ray.examples.columns import Unusable, examples_from_cells
 from influcoder_ray.examples.example import to_table
-from influcoder_ray.tables.cells import read_cells
+from influcoder_ray.tables import schemas
+from influcoder_ray.tables.cells import cells_of_lines, read_cells
+from influcoder_ray.tables.json_lines import Span, line_blocks
 from influcoder_ray.tables.state import Output, quarantine_table
 from influcoder_ray.tables.units import Unit
+
+Cells = dict[str, list[Any]]
 
 
 class ScanWork:
@@ -25,6 +31,7 @@ class ScanWork:
         seed: of the choice.
         apart_from: content hashes that may not be in the sample.
         stage: whose quarantine takes the rows that cannot be used.
+        line_blocks: the table that takes where the lines of JSON stand; None for none.
     """
 
     def __init__(
@@ -34,29 +41,60 @@ class ScanWork:
         seed: int,
         apart_from: Collection[str],
         stage: str,
+        line_blocks: str | None = None,
     ) -> None:
         self._columns = columns
         self._count = count
         self._seed = seed
         self._taken = frozenset(apart_from)
         self._stage = stage
+        self._line_blocks = line_blocks
 
-    def read(self, unit: Unit) -> dict[str, list[Any]]:
-        return read_cells(unit, self._columns.names)
+    def read(self, unit: Unit) -> Cells | None:
+        """The rows of a unit of Parquet; lines are read as they are gone through, for a file may be large."""
+        return None if unit.row_groups is None else read_cells(unit, self._columns.names)
 
-    def process(self, unit: Unit, rows: dict[str, list[Any]], report: Callable[[int], None]) -> Output:
-        examples, unusable = examples_from_cells(
-            rows, self._columns, relative=unit.relative, first_row=unit.first_row
-        )
-        apart = [e for e in examples if e.content_hash not in self._taken]
-        chosen = smallest(apart, self._seed, self._count)
+    def process(self, unit: Unit, rows: Cells | None, report: Callable[[int], None]) -> Output:
+        chosen: list[Example] = []
+        unusable: list[Unusable] = []
+        usable = shared = 0
+        blocks: list[tuple[int, Span]] = []
+        for first_row, cells in self._parts(unit, blocks) if rows is None else [(unit.first_row, rows)]:
+            examples, refused = examples_from_cells(
+                cells, self._columns, relative=unit.relative, first_row=first_row
+            )
+            apart = [e for e in examples if e.content_hash not in self._taken]
+            chosen = smallest([*chosen, *apart], self._seed, self._count)
+            unusable += refused
+            usable, shared = usable + len(examples), shared + len(examples) - len(apart)
+            report(len(examples) + len(refused))
+        tables = {unit.table: to_table(chosen, [""] * len(chosen))}
+        if self._line_blocks is not None and blocks:
+            tables[self._line_blocks] = block_table(unit.relative, blocks)
         return Output(
-            {unit.table: to_table(chosen, [""] * len(chosen))},
-            rows_in=len(examples) + len(unusable),
-            rows_out=len(examples),
+            tables,
+            rows_in=usable + len(unusable),
+            rows_out=usable,
             quarantine=quarantine_table(self._stage, [(u.example_id, u.source, u.reason) for u in unusable]),
-            counters={"shared_with_queries": len(examples) - len(apart)},
+            counters={"shared_with_queries": shared},
         )
+
+    def _parts(self, unit: Unit, blocks: list[tuple[int, Span]]) -> Iterator[tuple[int, Cells]]:
+        """The cells of lines, a block at a time, with the first row of each; `blocks` gets what they were."""
+        for block in line_blocks(unit.place, unit.span, first_row=unit.first_row):
+            blocks.append((len(block.lines), block.span))
+            yield block.first_row, cells_of_lines(block.lines, self._columns.names)
+
+
+def block_table(file: str, blocks: Sequence[tuple[int, Span]]) -> pa.Table:
+    """The blocks of a file of JSON Lines, rows and bytes of each, as `schemas.LINE_BLOCKS`."""
+    cells = {
+        "file": [file] * len(blocks),
+        "rows": [rows for rows, _ in blocks],
+        "start": [start for _, (start, _) in blocks],
+        "end": [end for _, (_, end) in blocks],
+    }
+    return pa.table(cells, schema=schemas.LINE_BLOCKS)
 
 
 def smallest(examples: Sequence[Example], seed: int, count: int | None) -> list[Example]:
