@@ -14,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from influcoder_ray.attribution.cosine import BLOCK_ROWS, Vectors, blocks, cosines, norms
+from influcoder_ray.attribution.cosine import BLOCK_ROWS, Vectors, blocks, cosines, nearest_float32, norms
 from influcoder_ray.attribution.distribution import BINS, ScoreHistogram
-from influcoder_ray.attribution.group import nearest_float32, settled
+from influcoder_ray.attribution.group import settled
+from influcoder_ray.attribution.topk import kth_best
 
 _ROWS, _PRODUCTS = 1024, 1 << 18
 """Vectors, and products of theirs with queries, at a time: so many stay in a core's cache."""
@@ -144,54 +145,92 @@ def look(
     Raises:
         ValueError: a value that is not finite.
     """
-    floor = bar - np.float32(asked.error)
+    likely = _Likely(len(asked), k, bar, asked.error)
     counts = np.zeros(BINS, np.int64)
     group = np.empty(0 if centre is None else len(vectors), np.float32)
-    found = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))]
+    lengths = np.empty(len(vectors))
+    whole = _tensor(vectors)
     rows = rows or max(64, min(_ROWS, _PRODUCTS // max(1, len(asked))))
     held = asked.buffers(rows)
     for start in range(0, len(vectors), rows):
-        part = vectors[start : start + rows]
+        part = whole[start : start + rows]
         single, double = held.single[: len(part)], held.double[: len(part)]
-        # torch takes no memory that it may not write to, which Arrow's is.
-        single.copy_(torch.from_numpy(part if part.flags.writeable else part.copy()))
-        double.copy_(single)
-        lengths = torch.linalg.vector_norm(double, dim=1)
+        double.copy_(single.copy_(part))
+        norm = torch.linalg.vector_norm(double, dim=1)
         # In float64 no sum of squares of float32 overflows: what is not finite was not so before.
-        finite = torch.isfinite(lengths)
+        finite = torch.isfinite(norm)
         if not finite.all():
             row = first + start + int(torch.argmin(finite.to(torch.uint8)))
             raise ValueError(f"{name}: row {row} holds a value that is not finite")
-        inverse = torch.where(lengths > 0, 1 / lengths, 0.0)
+        lengths[start : start + len(part)] = norm.numpy()
+        inverse = torch.where(norm > 0, 1 / norm, 0.0)
         if centre is not None:
             means = (double @ torch.from_numpy(centre[0])) * inverse
             group[start : start + len(part)] = settled(means.numpy(), single.numpy(), centre)
         # Lengths of float32 may be such that their inverse is none; of the others' float32 is enough.
         if vectors.dtype == np.float32:
-            single.copy_(double * inverse[:, None])
+            single.copy_(double.mul_(inverse[:, None]))
         else:
             single.mul_(inverse.to(torch.float32)[:, None])
         products = torch.mm(asked.directions, single.T, out=held.products(len(part)))
-        rough = products.numpy()
-        places = np.flatnonzero(rough >= floor[:, None])
-        if len(places) > len(asked) * k and len(part) > k:
-            floor = np.maximum(floor, _floor(rough, k, asked.error))
-            places = np.flatnonzero(rough >= floor[:, None])
-        if len(places):
-            query, row = np.divmod(places, len(part))
-            found.append((query, row + start, _scores(asked, double.numpy(), lengths.numpy(), query, row)))
+        likely.add(products.numpy(), start)
         if counted:
             counts += _counts(products, held.bins(len(part)))
-    query, row, score = (np.concatenate(columns) for columns in zip(*found, strict=True))
+    query, row = likely.pairs()
+    different, places = np.unique(row, return_inverse=True)
+    some = whole[torch.from_numpy(different)].to(torch.float64).numpy()
+    score = _scores(asked, some, lengths[different], query, places)
     return Looked(query, row, score, group, ScoreHistogram(counts))
 
 
-def _floor(rough: npt.NDArray[np.float32], k: int, error: float) -> npt.NDArray[np.float32]:
-    """(Q,) product below which no row of this (Q, rows) block can be among the k best, rows > k."""
-    # k rows score at least the k-th product less one error; a row that is to stand beside them can look
-    # worse by one error more.
-    kth = rough.shape[1] - k
-    return np.partition(rough, kth, axis=1)[:, kth] - np.float32(2 * error)
+def _tensor(vectors: npt.NDArray[np.generic]) -> torch.Tensor:
+    # torch takes no memory that it may not write to, which Arrow's is.
+    return torch.from_numpy(vectors if vectors.flags.writeable else vectors.copy())
+
+
+class _Likely:
+    """The pairs of a block whose products say that they may be among a query's k best.
+
+    k rows score at least the k-th product less one error; a row that is to stand beside them can look worse
+    by one error more. So products tell pairs apart as long as there are many of them, and only those that
+    are left are scored.
+    """
+
+    def __init__(self, queries: int, k: int, bar: npt.NDArray[np.float32], error: float) -> None:
+        self._queries, self._k, self._error = queries, k, np.float32(error)
+        self._floor = bar - self._error
+        self._held = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))]
+        self._most = 2 * queries * k
+
+    def add(self, products: npt.NDArray[np.float32], first: int) -> None:
+        """Take in the products (Q, n) with the rows that begin at `first`."""
+        rows = products.shape[1]
+        places = np.flatnonzero(products >= self._floor[:, None])
+        if len(places) > self._queries * self._k and rows > self._k:
+            kth = np.partition(products, rows - self._k, axis=1)[:, rows - self._k]
+            self._floor = np.maximum(self._floor, kth - 2 * self._error)
+            places = np.flatnonzero(products >= self._floor[:, None])
+        if not len(places):
+            return
+        query, row = np.divmod(places, rows)
+        self._held.append((query, row + first, products.reshape(-1)[places]))
+        if sum(len(query) for query, *_ in self._held) > self._most:
+            self._cut()
+
+    def pairs(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """(M,) queries and rows."""
+        self._cut()
+        ((query, row, _),) = self._held
+        return query, row
+
+    def _cut(self) -> None:
+        query, row, product = (np.concatenate(columns) for columns in zip(*self._held, strict=True))
+        kth = kth_best(query, product, self._queries, self._k)
+        self._floor = np.maximum(self._floor, kth - 2 * self._error)
+        kept = product >= self._floor[query]
+        self._held = [(query[kept], row[kept], product[kept])]
+        # What cannot be told apart stays, and need not be looked at again for each row that comes.
+        self._most = max(self._most, 2 * int(np.count_nonzero(kept)))
 
 
 def _scores(

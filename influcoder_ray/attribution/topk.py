@@ -62,9 +62,9 @@ class Best:
     ) -> None:
         """Take in pairs, (M,) each: all that may be among the best, once each."""
         self._waiting.append(_Pairs(query, row, score))
-        # Sorting costs all that is held, so it waits until as many have come as there are places. Until then
-        # the bar is lower than it could be, which lets more through and loses none.
-        if sum(len(pairs.query) for pairs in self._waiting) >= self._queries * self._k:
+        # Sorting costs all that is held, so it waits until half as many have come as there are places. Until
+        # then the bar is lower than it could be, which lets more through and loses none.
+        if 2 * sum(len(pairs.query) for pairs in self._waiting) >= self._queries * self._k:
             self._cut()
 
     def ranking(self, shard: str, examples: int) -> Ranking:
@@ -84,12 +84,8 @@ class Best:
         query = np.concatenate([part.query for part in parts])
         row = np.concatenate([part.row for part in parts])
         score = np.concatenate([part.score for part in parts])
-        order = np.lexsort((-score, query))
-        sizes = np.bincount(query, minlength=self._queries)
-        full = sizes >= self._k
-        firsts = np.cumsum(sizes) - sizes
-        self.bar[full] = score[order[firsts[full] + self._k - 1]]
-        kept = order[score[order] >= self.bar[query[order]]]
+        self.bar = kth_best(query, score, self._queries, self._k)
+        kept = np.flatnonzero(score >= self.bar[query])
         if len(kept) > 2 * self._queries * self._k:
             ids = _order_of(self._ids_of(row[kept]))
             kept = kept[np.lexsort((row[kept], ids, -score[kept], query[kept]))]
@@ -97,6 +93,19 @@ class Best:
             places = np.arange(len(kept)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
             kept = kept[places < self._k]
         self._pairs = _Pairs(query[kept], row[kept], score[kept])
+
+
+def kth_best(
+    query: npt.NDArray[np.int64], score: npt.NDArray[np.float32], queries: int, k: int
+) -> npt.NDArray[np.float32]:
+    """(Q,) the k-th highest score among the pairs (M,) of each query; -inf where there are fewer."""
+    order = np.lexsort((-score, query))
+    sizes = np.bincount(query, minlength=queries)
+    firsts = np.cumsum(sizes) - sizes
+    found = np.full(queries, -np.inf, dtype=np.float32)
+    full = sizes >= k
+    found[full] = score[order[firsts[full] + k - 1]]
+    return found
 
 
 @dataclass(frozen=True, eq=False)
