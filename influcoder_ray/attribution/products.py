@@ -160,8 +160,8 @@ def look(
         # In float64 no sum of squares of float32 overflows: what is not finite was not so before.
         finite = torch.isfinite(norm)
         if not finite.all():
-            row = first + start + int(torch.argmin(finite.to(torch.uint8)))
-            raise ValueError(f"{name}: row {row} holds a value that is not finite")
+            place = first + start + int(torch.argmin(finite.to(torch.uint8)))
+            raise ValueError(f"{name}: row {place} holds a value that is not finite")
         lengths[start : start + len(part)] = norm.numpy()
         inverse = torch.where(norm > 0, 1 / norm, 0.0)
         if centre is not None:

@@ -137,7 +137,7 @@ def _by_signs(
             continue
         table = take_rows(record.root / file.path, rows, [*_CELLS, "embedding"])
         ids = table["example_id"].to_numpy()
-        ranking = scan.rank([vector_matrix(table)], lambda places, ids=ids: ids[places], shard=file.path)
+        ranking = scan.rank([vector_matrix(table)], ids.__getitem__, shard=file.path)
         yield ranking, _columns(ranking, table)
 
 

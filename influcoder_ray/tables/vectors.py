@@ -101,7 +101,7 @@ def _whole(stream: BinaryIO, size: int) -> npt.NDArray[np.uint8]:
         EOFError: the file is shorter.
     """
     data = np.empty(size, np.uint8)
-    left = memoryview(data)
+    left = memoryview(data.data)
     while len(left):
         count = stream.readinto(left)  # type: ignore[attr-defined]
         if not count:

@@ -53,7 +53,7 @@ from influcoder_ray.attribution.topk import Ranking, merge
 from influcoder_ray.stages.attribute import ROWS_PER_UNIT
 from influcoder_ray.stages.work.search import SearchTables, SearchWork, query_rows, ranking_of
 from influcoder_ray.tables.ahead import in_order
-from influcoder_ray.tables.arrays import vector_matrix
+from influcoder_ray.tables.arrays import Stored, vector_matrix
 from influcoder_ray.tables.datafiles import DataFile
 from influcoder_ray.tables.units import Unit, plan_units, read_rows
 from influcoder_ray.tables.vectors import read_vectors
@@ -121,7 +121,7 @@ class Task:
         vectors = vector_matrix(query_rows([self.queries], ["example_id", "embedding"])).astype(np.float32)
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
-    def blocks(self) -> Iterator[tuple[npt.NDArray[np.object_], npt.NDArray[np.float16]]]:
+    def blocks(self) -> Iterator[tuple[npt.NDArray[np.object_], Stored]]:
         """Ids and vectors, a few thousand rows at a time."""
         for unit in self.units:
             ids, start = read_rows(unit, ["example_id"])["example_id"], 0
@@ -201,7 +201,7 @@ def by_numpy(task: Task) -> Callable[[], Best]:
 
 
 def by_faiss(task: Task) -> Callable[[], Best]:
-    import faiss
+    import faiss  # type: ignore[import-not-found]
 
     faiss.omp_set_num_threads(task.threads)
     queries = task.query_vectors()
@@ -336,7 +336,7 @@ def _figures(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "rows_per_file": spec.rows_per_file,
         "threads": arguments.threads,
         "versions": {"influcoder-ray": __version__, "python": platform.python_version()}
-        | {name: found for name in _VERSIONS if (found := _version(name)) is not None},
+        | {name: held for name in _VERSIONS if (held := _version(name)) is not None},
     }
 
 
