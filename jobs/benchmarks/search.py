@@ -201,7 +201,7 @@ def by_numpy(task: Task) -> Callable[[], Best]:
 
 
 def by_faiss(task: Task) -> Callable[[], Best]:
-    import faiss  # type: ignore[import-not-found]
+    import faiss
 
     faiss.omp_set_num_threads(task.threads)
     queries = task.query_vectors()

@@ -110,11 +110,13 @@ def test_by_signs_the_best_of_many_are_found_and_the_rest_is_not_read(
     settings = embedded(tmp_path, corpus, ids, [1000, 1005, 2000], "binary")
     whole = settings.model_copy(update={"embed": settings.embed.model_copy(update={"vectors": "int8"})})
     truth = search(whole, query, most=20, least=3)
-    read = []
-    monkeypatch.setattr(
-        "influcoder_ray.explain.search.vector_matrix",
-        lambda table: read.append(table) or vector_matrix(table),
-    )
+    read: list[int] = []
+
+    def watched(table: pa.Table) -> np.ndarray:
+        read.append(table.num_rows)
+        return vector_matrix(table)
+
+    monkeypatch.setattr("influcoder_ray.explain.search.vector_matrix", watched)
     found = search(settings, query, most=20, least=3)
     assert found.most[:3] == truth.most[:3]
     assert {f.source for f in found.most[:3]} == {f"corpus.parquet:{row}" for row in (3, 1700, 2999)}
