@@ -2,6 +2,7 @@
 
 python jobs/benchmark.py gradients --model MODEL_FOLDER --rows rows.parquet --json gradients.json
 python jobs/benchmark.py units --json units.json
+python jobs/benchmark.py search --work vectors --json search.json
 python jobs/benchmark.py known-answers --pool facts.parquet --queries queries.parquet --supports support_ids
 
 `units` starts Ray, or joins a cluster; the others run on a bare machine, with a GPU or without.
@@ -16,11 +17,11 @@ from pathlib import Path
 # It runs from a checkout, beside the package, which need not be installed.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import gradients, known_answers, units
+from benchmarks import gradients, known_answers, search, units
 
 from influcoder_ray.cli import exit_status_of
 
-BENCHMARKS = {"gradients": gradients, "known-answers": known_answers, "units": units}
+BENCHMARKS = {"gradients": gradients, "known-answers": known_answers, "search": search, "units": units}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

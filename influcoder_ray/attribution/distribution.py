@@ -6,8 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from influcoder_ray.attribution.cosine import BLOCK_ROWS, Vectors, blocks, check_vectors, unit_rows
-
 BINS = 4096
 _HALF = BINS // 2
 _ROUNDING = 1e-6
@@ -80,27 +78,6 @@ class ScoreHistogram:
             raise ValueError(f"bins is {bins}; a divisor of {BINS} is needed, such as 64")
         counts = self.counts.reshape(bins, BINS // bins).sum(axis=1)
         return counts, np.linspace(-1.0, 1.0, bins + 1)
-
-
-def pair_histogram(
-    query_vectors: Vectors, vectors: Vectors, *, block_rows: int = BLOCK_ROWS
-) -> ScoreHistogram:
-    """The histogram of every query's score with every example: Q x N cosines, in float32.
-
-    Args:
-        query_vectors: (Q, d) float16 or float32.
-        vectors: (N, d) float16 or float32.
-
-    Raises:
-        ValueError: the widths differ, or a row is not finite.
-    """
-    check_vectors("query_vectors", query_vectors)
-    check_vectors("vectors", vectors, query_vectors.shape[1])
-    queries = np.concatenate([unit_rows(b) for _, b in blocks("query_vectors", query_vectors, block_rows)])
-    total = ScoreHistogram.of([])
-    for _, block in blocks("vectors", vectors, block_rows):
-        total = total + ScoreHistogram.of(np.clip(queries @ unit_rows(block).T, -1, 1))
-    return total
 
 
 def percentile_of_rank(rank: int, n: int) -> float:

@@ -9,15 +9,15 @@ bits depend on its two vectors alone. And the fast float32 product only chooses 
 within its worst-case rounding error of the k-th place is scored again by `cosines` before it is cut.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from influcoder_ray.attribution.cosine import BLOCK_ROWS, Vectors, blocks, check_vectors, cosines, unit_rows
+from influcoder_ray.attribution.cosine import BLOCK_ROWS, Vectors, check_vectors
 
-_PAIRS = 8192
+Ids = npt.NDArray[np.object_]
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,10 +40,87 @@ class Ranking:
     """How many examples were ranked: the n of `distribution.percentile_of_rank`."""
 
 
+class Best:
+    """The best examples so far of each query, while a shard is looked at part by part.
+
+    Args:
+        queries: how many there are.
+        k: how many examples are kept for each.
+        ids_of: the ids (M,) of rows (M,) of the shard; asked for at the end, and where many scores are equal.
+    """
+
+    def __init__(self, queries: int, k: int, ids_of: Callable[[npt.NDArray[np.int64]], Ids]) -> None:
+        _check_k(k)
+        self._queries, self._k, self._ids_of = queries, k, ids_of
+        self._pairs = _Pairs(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
+        self._waiting: list[_Pairs] = []
+        self.bar = np.full(queries, -np.inf, dtype=np.float32)
+        """(Q,) the k-th best score, or one below it; -inf where there were fewer rows than k."""
+
+    def add(
+        self, query: npt.NDArray[np.int64], row: npt.NDArray[np.int64], score: npt.NDArray[np.float32]
+    ) -> None:
+        """Take in pairs, (M,) each: all that may be among the best, once each."""
+        self._waiting.append(_Pairs(query, row, score))
+        # Sorting costs all that is held, so it waits until half as many have come as there are places. Until
+        # then the bar is lower than it could be, which lets more through and loses none.
+        if 2 * sum(len(pairs.query) for pairs in self._waiting) >= self._queries * self._k:
+            self._cut()
+
+    def ranking(self, shard: str, examples: int) -> Ranking:
+        """The best of all that was taken in, of a shard of so many examples."""
+        self._cut()
+        pairs = self._pairs
+        ids = self._ids_of(pairs.row)
+        names = np.full(len(ids), shard, dtype=object)
+        return _cut(
+            [_Places(pairs.query, pairs.score, ids, names, pairs.row)], self._queries, self._k, examples
+        )
+
+    def _cut(self) -> None:
+        """Drop what is below the k-th best; equal scores stay, unless they are too many."""
+        parts = [self._pairs, *self._waiting]
+        self._waiting = []
+        query = np.concatenate([part.query for part in parts])
+        row = np.concatenate([part.row for part in parts])
+        score = np.concatenate([part.score for part in parts])
+        self.bar = kth_best(query, score, self._queries, self._k)
+        kept = np.flatnonzero(score >= self.bar[query])
+        if len(kept) > 2 * self._queries * self._k:
+            ids = _order_of(self._ids_of(row[kept]))
+            kept = kept[np.lexsort((row[kept], ids, -score[kept], query[kept]))]
+            sizes = np.bincount(query[kept], minlength=self._queries)
+            places = np.arange(len(kept)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+            kept = kept[places < self._k]
+        self._pairs = _Pairs(query[kept], row[kept], score[kept])
+
+
+def kth_best(
+    query: npt.NDArray[np.int64], score: npt.NDArray[np.float32], queries: int, k: int
+) -> npt.NDArray[np.float32]:
+    """(Q,) the k-th highest score among the pairs (M,) of each query; -inf where there are fewer."""
+    order = np.lexsort((-score, query))
+    sizes = np.bincount(query, minlength=queries)
+    firsts = np.cumsum(sizes) - sizes
+    found = np.full(queries, -np.inf, dtype=np.float32)
+    full = sizes >= k
+    found[full] = score[order[firsts[full] + k - 1]]
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class _Pairs:
+    """Pairs of a query and a row of the shard in one flat list: each field has one entry a pair."""
+
+    query: npt.NDArray[np.int64]
+    row: npt.NDArray[np.int64]
+    score: npt.NDArray[np.float32]
+
+
 def rank_shard(
     query_vectors: Vectors,
     vectors: Vectors,
-    example_ids: Sequence[str] | npt.NDArray[np.object_],
+    example_ids: Sequence[str] | Ids,
     k: int,
     *,
     shard: str = "",
@@ -51,48 +128,40 @@ def rank_shard(
 ) -> Ranking:
     """Rank the examples of one shard for each query by cosine, descending; equal scores by id, ascending.
 
-    Memory beyond the inputs is about block_rows x (2 d + Q) x 4 bytes, and the candidates. Those are few
+    Memory beyond the inputs is a few products of queries and 1,024 rows, and the candidates. Those are few
     unless a large part of the shard lies within (4 d + 32) x 2^-24 (1e-4 at d = 384) of the k-th score,
     as when an encoder has collapsed; then more rows are scored twice, and the answer is still exact.
 
     Args:
         query_vectors: (Q, d) float16 or float32.
-        vectors: (N, d) float16 or float32, of any length; a zero vector scores 0.
+        vectors: (N, d) float16, float32 or int8, of any length; a zero vector scores 0.
         example_ids: (N,) ids.
         k: how many to keep for each query, at least 1.
         shard: a name for this shard, carried along to every place of the ranking.
-        block_rows: rows converted and multiplied at a time; changes memory and speed, never the result.
+        block_rows: rows after which the k-th score is looked at anew; changes speed, never the result.
 
     Raises:
         ValueError: k or block_rows < 1; shapes or types that do not fit; a value that is not finite.
     """
-    _check_k(k)
+    # Ranking needs torch, which takes seconds to import; merging, and the command line, do not.
+    from influcoder_ray.attribution.products import Asked, look
+
     check_vectors("query vectors", query_vectors)
     check_vectors("vectors", vectors, query_vectors.shape[1])
     if len(example_ids) != len(vectors):
         raise ValueError(f"{len(example_ids)} example ids for {len(vectors)} vectors; one each is needed")
-    queries = _whole("query vectors", query_vectors)
-    directions = unit_rows(queries)
-    error = _product_error(queries.shape[1])
-    best = _empty(len(queries))
-    waiting: list[_Places] = []
-    for start, block in blocks("vectors", vectors, block_rows):
-        rough = directions @ unit_rows(block).T
-        of_query, of_row = np.nonzero(rough >= _bar(rough, best, k, error)[:, None])
-        found = _Places(
-            of_query,
-            _scores(queries, block, of_query, of_row),
-            np.array([str(example_ids[start + row]) for row in of_row.tolist()], dtype=object),
-            np.full(len(of_row), shard, dtype=object),
-            of_row + start,
-        )
-        waiting.append(found)
-        # Sorting costs the whole ranking, so it waits until as many candidates have come as there are
-        # places. Until then the bar is lower than it could be, which lets more through and loses none.
-        if sum(len(part.query) for part in waiting) >= len(queries) * k:
-            best = _cut([_places(best), *waiting], len(queries), k, start + len(block))
-            waiting = []
-    return _cut([_places(best), *waiting], len(queries), k, len(vectors))
+    if block_rows < 1:
+        raise ValueError(f"block_rows is {block_rows}; at least 1 is needed")
+    asked = Asked(query_vectors)
+    best = Best(
+        len(asked),
+        k,
+        lambda rows: np.array([str(example_ids[row]) for row in rows.tolist()], dtype=object),
+    )
+    for start in range(0, len(vectors), block_rows):
+        seen = look(asked, vectors[start : start + block_rows], k, best.bar, first=start)
+        best.add(seen.query, seen.row + start, seen.score)
+    return best.ranking(shard, len(vectors))
 
 
 def merge(rankings: Sequence[Ranking], k: int) -> Ranking:
@@ -160,53 +229,6 @@ def _order_of(texts: npt.NDArray[np.object_]) -> npt.NDArray[np.int64]:
     """Each text's place among the distinct ones, in the order of their code points."""
     places = {text: place for place, text in enumerate(sorted(set(texts.tolist())))}
     return np.array([places[text] for text in texts.tolist()], dtype=np.int64)
-
-
-def _empty(queries: int) -> Ranking:
-    texts = np.empty((queries, 0), dtype=object)
-    return Ranking(np.empty((queries, 0), np.float32), texts, texts, np.empty((queries, 0), np.int64), 0)
-
-
-def _bar(rough: npt.NDArray[np.float32], best: Ranking, k: int, error: float) -> npt.NDArray[np.float32]:
-    """(Q,) rough score below which no row of this (Q, rows) block can be among the k best seen so far."""
-    queries, rows = rough.shape
-    bar = np.full(queries, -np.inf, dtype=np.float32)
-    if best.scores.shape[1] == k:
-        bar = best.scores[:, -1] - np.float32(error)
-    if rows > k and np.count_nonzero(rough >= bar[:, None]) > queries * k:
-        # k rows of this block score at least its k-th rough score less one error; a row that is to stand
-        # beside them can look worse by one error more.
-        kth = np.partition(rough, rows - k, axis=1)[:, rows - k]
-        bar = np.maximum(bar, kth - np.float32(2 * error))
-    return bar
-
-
-def _product_error(width: int) -> float:
-    """Bound on |rough product - score|: Higham (2002), eq. 3.5, with unit roundoff u = 2^-24.
-
-    A dot product of unit vectors is off by at most about d u; scaling a row to unit length adds at most
-    (d / 2 + 4) u, a query as much, and the score's own rounding u: 2 d u and a few u. The sum is doubled,
-    to cover the terms of second order and the rounding of the bar itself.
-    """
-    return (4 * width + 32) * 2.0**-24
-
-
-def _scores(
-    queries: npt.NDArray[np.float32],
-    block: npt.NDArray[np.float32],
-    of_query: npt.NDArray[np.int64],
-    of_row: npt.NDArray[np.int64],
-) -> npt.NDArray[np.float32]:
-    scores = np.empty(len(of_query), dtype=np.float32)
-    for start in range(0, len(of_query), _PAIRS):
-        some = slice(start, start + _PAIRS)
-        scores[some] = cosines(queries[of_query[some]], block[of_row[some]])
-    return scores
-
-
-def _whole(name: str, vectors: Vectors) -> npt.NDArray[np.float32]:
-    parts = [block for _, block in blocks(name, vectors, BLOCK_ROWS)]
-    return np.concatenate(parts) if parts else np.empty(vectors.shape, np.float32)
 
 
 def _check_k(k: int) -> None:

@@ -13,9 +13,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from influcoder_ray.attribution.distribution import pair_histogram
-from influcoder_ray.attribution.group import group_scores
-from influcoder_ray.attribution.topk import rank_shard
+from influcoder_ray.attribution.scan import Scan
 from influcoder_ray.config import PipelineSettings, WorkersSpec
 from influcoder_ray.encoder.flops import forward_flops
 from influcoder_ray.encoder.model import Encoder
@@ -235,10 +233,10 @@ def _search(queries: int, dimensions: int, top_k: int, seconds: float) -> Measur
     )
     ids = np.array([f"{row}" for row in range(_SEARCHED_ROWS)], dtype=object)
 
+    scan = Scan(asked, top_k)
+
     def search(vectors: np.ndarray) -> tuple[float, int]:
-        rank_shard(asked, vectors, ids, top_k)
-        group_scores(asked, vectors)
-        pair_histogram(asked, vectors)
+        scan.shard([vectors], lambda rows: ids[rows])
         return search_flops(queries, len(vectors), dimensions), 0
 
     return _timed(search, [held], seconds)

@@ -180,7 +180,8 @@ class Counts:
         cut = self.corpus.units(rows_per_unit)
         query_units = _units_of_table(self.sampled_queries, rows_per_unit)
         counts = (self.sampled_queries, self.corpus.usable_rows)
-        size = size_of_table(schemas.embeddings(self.dimensions), self.corpus.examples)
+        schema = schemas.embeddings(self.dimensions, self.settings.embed.vectors)
+        size = size_of_table(schema, self.corpus.examples)
         units = len(cut) + query_units
         return Work(
             "embed",

@@ -13,7 +13,6 @@ from influcoder_ray.config import PipelineSettings
 from influcoder_ray.stages import embed
 from influcoder_ray.stages.display import Display
 from influcoder_ray.stages.plan import StagePlan
-from influcoder_ray.stages.work.search import SearchTables, SearchWork, query_rows
 from influcoder_ray.tables import schemas
 from influcoder_ray.tables.datafiles import DataFile
 from influcoder_ray.tables.fingerprint import Fingerprint, digest_of
@@ -23,7 +22,9 @@ from influcoder_ray.tables.units import plan_units
 
 ATTRIBUTIONS, GROUP, HISTOGRAM = "attributions", "group_influence", "_state/attribute/histogram"
 _RANKINGS = "_state/attribute/rankings"
-ROWS_PER_UNIT = 1 << 20
+ROWS_PER_UNIT = 1 << 18
+# Places of rankings that are merged at once: some tens of megabytes of ids.
+_PLACES_AT_ONCE = 1 << 17
 
 
 def state(root: Place) -> StageState:
@@ -50,18 +51,18 @@ def plan(settings: PipelineSettings) -> StagePlan:
     def run(display: Display) -> Mapping[str, Manifest]:
         from influcoder_ray.stages.cluster import reserve
         from influcoder_ray.stages.units_on_ray import WorkPlan, run_units
+        from influcoder_ray.stages.work.search import SearchTables, SearchWork
 
+        reservation = reserve(settings.workers.attribute)
         arguments = {
             "queries": queries,
             "tables": SearchTables(GROUP, _RANKINGS, HISTOGRAM),
             "top_k": settings.kept_per_query,
             "unfamiliar_below": settings.attribute.unfamiliar_below,
+            "threads": reservation.threads,
         }
         manifests = run_units(
-            WorkPlan(record, units, SearchWork, arguments),
-            fingerprint,
-            reserve(settings.workers.attribute),
-            display,
+            WorkPlan(record, units, SearchWork, arguments), fingerprint, reservation, display
         )
         rows = sum(m.rows_out for m in manifests.values())
         merged = _merge(record, queries, settings, rows)
@@ -73,31 +74,14 @@ def plan(settings: PipelineSettings) -> StagePlan:
 
 def _merge(record: StageState, queries: Sequence[DataFile], settings: PipelineSettings, rows: int) -> Output:
     """The best of all units' rankings, with each one's place in the whole corpus."""
+    from influcoder_ray.stages.work.search import query_rows
+
     found = query_rows(queries, ["example_id", "familiarity"])
     query_ids = found["example_id"].to_pylist()
     unfamiliar_queries = int((found["familiarity"].to_numpy() < settings.attribute.unfamiliar_below).sum())
-    rankings, columns = [], {}
-    examples = {f.path: m.rows_out for m in record.manifests().values() for f in m.files}
-    for file in record.files(_RANKINGS):
-        with (record.root / file.path).open() as stream:
-            table = pq.ParquetFile(stream).read()
-        kept = table.num_rows // len(query_ids)
-        shape = (len(query_ids), kept)
-        positions = np.arange(table.num_rows).reshape(shape)
-        columns[file.path] = table["source"].to_numpy(), table["familiarity"].to_numpy()
-        rankings.append(
-            Ranking(
-                scores=table["score"].to_numpy().reshape(shape),
-                ids=table["example_id"].to_numpy().reshape(shape),
-                shards=np.full(shape, file.path, dtype=object),
-                rows=positions,
-                examples=examples[file.path],
-            )
-        )
-    best = merge(rankings, settings.kept_per_query)
+    best = _best(record, len(query_ids), settings.kept_per_query)
     kept = best.scores.shape[1]
-    places = list(zip(best.shards.reshape(-1), best.rows.reshape(-1), strict=True))
-    familiarity = np.array([columns[shard][1][row] for shard, row in places], dtype=np.float32)
+    sources, familiarity = _read_again(record, best)
     unfamiliar = familiarity < settings.attribute.unfamiliar_below
     cells: dict[str, Any] = {
         "query_id": np.repeat(np.array(query_ids, dtype=object), kept),
@@ -108,7 +92,7 @@ def _merge(record: StageState, queries: Sequence[DataFile], settings: PipelineSe
             np.array([percentile_of_rank(r, rows) for r in range(1, kept + 1)], dtype=np.float32),
             len(query_ids),
         ),
-        "source": [columns[shard][0][row] for shard, row in places],
+        "source": sources,
         "familiarity": familiarity,
         "unfamiliar": unfamiliar,
     }
@@ -123,3 +107,31 @@ def _merge(record: StageState, queries: Sequence[DataFile], settings: PipelineSe
             "unfamiliar_queries": unfamiliar_queries,
         },
     )
+
+
+def _best(record: StageState, queries: int, k: int) -> Ranking:
+    """The merge of all units' rankings, of which some are in memory at a time, however many there are."""
+    from influcoder_ray.stages.work.search import ranking_of
+
+    examples = {f.path: m.rows_out for m in record.manifests().values() for f in m.files}
+    waiting: list[Ranking] = []
+    for file in record.files(_RANKINGS):
+        with (record.root / file.path).open() as stream:
+            table = pq.ParquetFile(stream).read(columns=["score", "example_id"])
+        waiting.append(ranking_of(table, queries, examples[file.path], file.path))
+        if sum(ranking.scores.size for ranking in waiting) >= max(_PLACES_AT_ONCE, 2 * queries * k):
+            waiting = [merge(waiting, k)]
+    return merge(waiting, k)
+
+
+def _read_again(record: StageState, best: Ranking) -> tuple[np.ndarray, np.ndarray]:
+    """The source and the familiarity of each place of a ranking, from the tables that it names."""
+    shards, rows = best.shards.reshape(-1), best.rows.reshape(-1)
+    sources, familiarity = np.empty(len(rows), object), np.empty(len(rows), np.float32)
+    for shard in sorted(set(shards.tolist())):
+        places = np.flatnonzero(shards == shard)
+        with (record.root / shard).open() as stream:
+            table = pq.ParquetFile(stream).read(columns=["source", "familiarity"])
+        found = table.take(pa.array(rows[places]))
+        sources[places], familiarity[places] = found["source"].to_numpy(), found["familiarity"].to_numpy()
+    return sources, familiarity

@@ -94,7 +94,9 @@ def plan_units(
     return units
 
 
-def read_rows(unit: Unit) -> pa.Table:
-    """All columns of a unit of one of our own Parquet tables."""
+def read_rows(unit: Unit, columns: Sequence[str] | None = None) -> pa.Table:
+    """The named columns of a unit of one of our own Parquet tables; all if None."""
     with unit.place.open() as stream:
-        return pq.ParquetFile(stream).read_row_groups(list(unit.row_groups or ()))
+        return pq.ParquetFile(stream).read_row_groups(
+            list(unit.row_groups or ()), columns=None if columns is None else list(columns)
+        )

@@ -80,7 +80,12 @@ def _reset_peak(device: torch.device) -> None:
 def _peak_bytes(device: torch.device) -> int | None:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    if not os.access(_RESET_PEAK, os.W_OK):
+    return process_peak_bytes() if os.access(_RESET_PEAK, os.W_OK) else None
+
+
+def process_peak_bytes() -> int | None:
+    """The process's highest resident size since it began or the record was set back; None if not kept."""
+    if not _STATUS.exists():
         return None
     fields = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines())
     return int(fields["VmHWM"].split()[0]) * 1024

@@ -85,6 +85,39 @@ def show_units(figures: dict[str, Any]) -> None:
     )
 
 
+def show_search(figures: dict[str, Any]) -> None:
+    """Print what the benchmark of the search found."""
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    table = Table(
+        title=f"{figures['queries']:,} queries in {figures['rows']:,} x {figures['dimensions']} vectors"
+    )
+    table.add_column("contender")
+    for heading in ("seconds", "rows / s", "GB / s", "peak memory"):
+        table.add_column(heading, justify="right")
+    for contender in figures["contenders"]:
+        peak = contender["peak_memory_bytes"]
+        table.add_row(
+            contender["contender"],
+            f"{contender['seconds']:,.2f}",
+            f"{contender['rows_per_second']:,.0f}",
+            f"{figures['bytes'] / contender['seconds'] / 1e9:,.2f}",
+            "unknown" if peak is None else f"{peak / 2**20:,.0f} MiB",
+        )
+    console.print(table)
+    ratios = ", ".join(
+        f"{figures[f'ratio_to_{name}']:.2f} of {spoken(name)}"
+        for name in ("read", "faiss_flat", "numpy", "copy")
+        if figures[f"ratio_to_{name}"] is not None
+    )
+    console.print(
+        f"our rate: {ratios}; {figures['seconds_over_read_and_products']:.2f} times the seconds of read and "
+        f"products; {figures['threads']} threads, files {'cold' if figures['cold'] else 'in the page cache'}"
+    )
+    for name in ("faiss_flat", "numpy"):
+        if figures[f"equal_to_{name}"] is not None:
+            console.print(f"places equal to those of {spoken(name)}: {figures[f'equal_to_{name}']:.4%}")
+
+
 def spoken(measure: str) -> str:
     """A measure's name for a person."""
     name = {"r_precision": "R-precision", "mrr": "MRR"}.get(measure, measure)

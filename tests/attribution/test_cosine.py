@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from influcoder_ray.attribution.cosine import blocks, check_vectors, cosines, ordered_dot, unit_rows
+from influcoder_ray.attribution.cosine import blocks, check_vectors, cosines, ordered_dot
 
 F32 = npt.NDArray[np.float32]
 
@@ -57,14 +57,12 @@ def test_length_does_not_matter_even_at_the_ends_of_float32(scale: float) -> Non
     rows, scaled = gaussian(20, 12, seed=1), gaussian(20, 12, seed=1) * np.float32(scale)
     other = gaussian(20, 12, seed=2)
     np.testing.assert_allclose(cosines(scaled, other), cosines(rows, other), rtol=0, atol=1e-5)
-    np.testing.assert_allclose(unit_rows(scaled), unit_rows(rows), rtol=0, atol=1e-5)
 
 
 def test_a_zero_vector_scores_zero() -> None:
     """Prevents NaN from a vector without a direction."""
     zero = np.zeros((1, 4), np.float32)
     assert cosines(zero, gaussian(1, 4, seed=0)).tolist() == [0.0]
-    assert not unit_rows(zero).any()
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -81,7 +79,7 @@ def test_a_row_that_is_not_finite_is_named_by_its_place_in_the_shard(bad: float)
     [
         (np.zeros(3, np.float32), r"shape \(3,\)"),
         (np.zeros((2, 0), np.float32), r"shape \(2, 0\)"),
-        (np.zeros((2, 3), np.float64), "float64; float16 or float32"),
+        (np.zeros((2, 3), np.float64), "float64; float16, float32 or int8"),
         (np.zeros((2, 5), np.float16), "width 5; the queries have 3"),
     ],
 )

@@ -19,6 +19,7 @@ from influcoder_ray.stages.cluster import Reservation
 from influcoder_ray.stages.corpus import corpus_files
 from influcoder_ray.stages.work.scan import block_table
 from influcoder_ray.tables import schemas
+from influcoder_ray.tables.arrays import vector_columns
 from influcoder_ray.tables.datafiles import find_data_files
 from influcoder_ray.tables.fingerprint import Fingerprint
 from influcoder_ray.tables.json_lines import line_blocks
@@ -127,15 +128,16 @@ def made_up_run(settings: PipelineSettings) -> None:
 def _embedded(settings: PipelineSettings, fingerprint: Fingerprint) -> dict[str, dict[str, pa.Table]]:
     from influcoder_ray.tables.units import plan_units
 
-    def table(ids: Sequence[str], sources: Sequence[str], vectors: np.ndarray) -> pa.Table:
-        cells = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), DIMENSIONS)
+    def table(
+        ids: Sequence[str], sources: Sequence[str], vectors: np.ndarray, kind: str = "float16"
+    ) -> pa.Table:
         columns = {
             "example_id": list(ids),
             "source": list(sources),
-            "embedding": cells,
+            **vector_columns(vectors.astype(np.float32), kind),
             "familiarity": np.full(len(ids), 50, np.float32),
         }
-        return pa.table(columns, schema=schemas.embeddings(DIMENSIONS))
+        return pa.table(columns, schema=schemas.embeddings(DIMENSIONS, kind))
 
     cut = {"rows_per_unit": settings.embed.rows_per_unit, "fingerprint": fingerprint.digest}
     found: dict[str, dict[str, pa.Table]] = {}
@@ -150,7 +152,8 @@ def _embedded(settings: PipelineSettings, fingerprint: Fingerprint) -> dict[str,
         names = records.table["id"].to_pylist()
         sources = [f"{unit.relative}:{row}" for row in records.rows]
         rows = vectors[[order[name] for name in names]]
-        found[unit.unit_id] = {embed.CORPUS: table(names, sources, rows)}
+        kind = settings.embed.vectors
+        found[unit.unit_id] = {embed.CORPUS: table(names, sources, rows, kind)}
     return found
 
 

@@ -101,12 +101,12 @@ class CandidateWork:
             "content_hash": [examples[place].content_hash for place in places.tolist()],
             "tokens": np.array(tokens, dtype=np.int32)[places],
         }
-        dimensions = None
+        vector = None
         if rows.vectors is not None:
             found = pc.index_in(rows.scored["example_id"], rows.vectors["example_id"])
             columns["embedding"] = rows.vectors["embedding"].take(found).combine_chunks()
-            dimensions = columns["embedding"].type.list_size
-        table = pa.table(columns, schema=schemas.candidates(dimensions))
+            vector = columns["embedding"].type
+        table = pa.table(columns, schema=schemas.candidates(vector))
         return Output(
             {self._candidates: table}, rows_in=0, rows_out=0, counters={"candidates": len(different)}
         )

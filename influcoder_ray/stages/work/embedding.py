@@ -20,6 +20,7 @@ from influcoder_ray.stages.folders import at_hand
 from influcoder_ray.stages.work.device import prepare_device
 from influcoder_ray.stages.work.query_vectors import of_gradients, with_gradients
 from influcoder_ray.tables import schemas
+from influcoder_ray.tables.arrays import vector_columns
 from influcoder_ray.tables.cells import read_cells
 from influcoder_ray.tables.state import Output, quarantine_table
 from influcoder_ray.tables.units import Unit, read_rows
@@ -97,16 +98,16 @@ class EmbedWork:
         unusable += [
             Unusable(examples[i].example_id, examples[i].source, "vector is not finite") for i in refused
         ]
-        flat = vectors[good].astype(np.float16).reshape(-1)
-        dimensions = self._encoder.dimensions
+        # The queries are few, and are kept as they were searched for.
+        kind = self._settings.embed.vectors if side == "pool" else "float16"
         table = pa.table(
             {
                 "example_id": [examples[i].example_id for i in good],
                 "source": [examples[i].source for i in good],
-                "embedding": pa.FixedSizeListArray.from_arrays(pa.array(flat), dimensions),
+                **vector_columns(vectors[good], kind),
                 "familiarity": familiarity[good],
             },
-            schema=schemas.embeddings(dimensions),
+            schema=schemas.embeddings(self._encoder.dimensions, kind),
         )
         return Output(
             {unit.table: table},

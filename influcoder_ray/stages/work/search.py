@@ -6,15 +6,16 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
-from influcoder_ray.attribution.distribution import pair_histogram
-from influcoder_ray.attribution.group import group_scores
-from influcoder_ray.attribution.topk import Ranking, rank_shard
+from influcoder_ray.attribution.scan import Scan
+from influcoder_ray.attribution.topk import Ranking
 from influcoder_ray.tables import schemas
 from influcoder_ray.tables.arrays import vector_matrix
 from influcoder_ray.tables.datafiles import DataFile
 from influcoder_ray.tables.state import Output
 from influcoder_ray.tables.units import Unit, read_rows
+from influcoder_ray.tables.vectors import read_vectors
 
 
 @dataclass(frozen=True)
@@ -34,39 +35,48 @@ class SearchWork:
         tables: what the results are called.
         top_k: how many examples are kept for each query.
         unfamiliar_below: the familiarity, in per cent, below which a row is counted as unfamiliar.
+        threads: of the search's arithmetic.
     """
 
     def __init__(
-        self, queries: Sequence[DataFile], tables: SearchTables, top_k: int, unfamiliar_below: float
+        self,
+        queries: Sequence[DataFile],
+        tables: SearchTables,
+        top_k: int,
+        unfamiliar_below: float,
+        threads: int = 1,
     ) -> None:
-        self._queries = vector_matrix(query_rows(queries, ["example_id", "embedding"]))
+        # The search has threads of its own, which would wait for each other's.
+        torch.set_num_threads(1)
+        vectors = vector_matrix(query_rows(queries, ["example_id", "embedding"]))
+        self._scan = Scan(vectors, top_k, threads=threads)
         self._tables = tables
-        self._top_k = top_k
         self._unfamiliar_below = unfamiliar_below
 
     def read(self, unit: Unit) -> pa.Table:
-        return read_rows(unit)
+        """All but the vectors, which are read while they are searched: a unit's would be a gigabyte."""
+        return read_rows(unit, ["example_id", "source", "familiarity"])
 
     def process(self, unit: Unit, rows: pa.Table, report: Callable[[int], None]) -> Output:
-        vectors = vector_matrix(rows)
-        ids = rows["example_id"].to_numpy()
-        ranking = rank_shard(self._queries, vectors, ids, self._top_k)
-        group = group_scores(self._queries, vectors)
-        sources, familiarity = rows["source"].to_numpy(), rows["familiarity"].to_numpy()
+        ids = rows["example_id"].combine_chunks()
+        found = self._scan.shard(
+            read_vectors(unit.place, unit.row_groups or ()),
+            lambda some: ids.take(pa.array(some)).to_numpy(zero_copy_only=False),
+            report=report,
+        )
+        unfamiliar = rows["familiarity"].to_numpy() < self._unfamiliar_below
         return Output(
             {
                 self._tables.group: pa.table(
-                    {"example_id": ids, "source": sources, "score": group, "familiarity": familiarity},
+                    {name: rows[name] for name in rows.column_names} | {"score": found.group},
                     schema=schemas.GROUP_INFLUENCE,
                 ),
-                self._tables.rankings: _ranking_table(ranking, sources, familiarity),
-                self._tables.histogram: pa.table(
-                    {"count": pair_histogram(self._queries, vectors).counts}, schema=schemas.HISTOGRAM
-                ),
+                self._tables.rankings: _ranking_table(found.ranking, rows),
+                self._tables.histogram: pa.table({"count": found.histogram.counts}, schema=schemas.HISTOGRAM),
             },
             rows_in=rows.num_rows,
             rows_out=rows.num_rows,
-            counters={"unfamiliar_rows": int((familiarity < self._unfamiliar_below).sum())},
+            counters={"unfamiliar_rows": int(unfamiliar.sum())},
         )
 
 
@@ -79,15 +89,33 @@ def query_rows(files: Sequence[DataFile], columns: Sequence[str]) -> pa.Table:
     return pa.concat_tables(parts).sort_by("example_id")
 
 
-def _ranking_table(ranking: Ranking, sources: np.ndarray, familiarity: np.ndarray) -> pa.Table:
+def _ranking_table(ranking: Ranking, rows: pa.Table) -> pa.Table:
     queries, kept = ranking.scores.shape
+    found = rows.select(["source", "familiarity"]).take(pa.array(ranking.rows.reshape(-1)))
     return pa.table(
         {
             "query": np.repeat(np.arange(queries, dtype=np.int32), kept),
             "score": ranking.scores.reshape(-1),
             "example_id": ranking.ids.reshape(-1),
-            "source": sources[ranking.rows].reshape(-1),
-            "familiarity": familiarity[ranking.rows].reshape(-1),
+            "source": found["source"],
+            "familiarity": found["familiarity"],
         },
         schema=schemas.RANKINGS,
+    )
+
+
+def ranking_of(table: pa.Table, queries: int, examples: int, shard: str) -> Ranking:
+    """The ranking of a unit of so many examples, out of its table of rankings, whose rows it names.
+
+    Args:
+        queries: for which it was made.
+        shard: what to call the table.
+    """
+    shape = (queries, table.num_rows // queries)
+    return Ranking(
+        scores=table["score"].to_numpy().reshape(shape),
+        ids=table["example_id"].to_numpy().reshape(shape),
+        shards=np.full(shape, shard, dtype=object),
+        rows=np.arange(table.num_rows).reshape(shape),
+        examples=examples,
     )

@@ -1,0 +1,114 @@
+"""One pass over a shard against each of its parts computed alone."""
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from influcoder_ray.attribution import topk
+from influcoder_ray.attribution.cosine import cosines
+from influcoder_ray.attribution.distribution import ScoreHistogram
+from influcoder_ray.attribution.group import group_scores
+from influcoder_ray.attribution.products import Asked, look
+from influcoder_ray.attribution.scan import Scan
+from influcoder_ray.attribution.topk import rank_shard
+
+quick = settings(max_examples=30, deadline=None)
+
+
+def ids_of(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.object_]:
+    return np.array([f"doc:{row}" for row in rows.tolist()], dtype=object)
+
+
+def made_up(seed: int, rows: int, width: int, dtype: str) -> npt.NDArray[np.generic]:
+    """Vectors of any length, some of them alike and one without a direction."""
+    found = np.random.default_rng(seed).normal(size=(rows, width)) * 30
+    found[rows // 2 :: 3] = found[rows // 2]
+    found[rows // 3] = 0
+    return found.astype(dtype)
+
+
+@given(
+    st.integers(0, 1000),
+    st.integers(1, 200),
+    st.sampled_from(["float16", "float32", "int8"]),
+    st.integers(1, 3),
+    st.integers(1, 30),
+    st.lists(st.integers(0, 200), max_size=4),
+)
+@quick
+def test_one_pass_finds_what_each_part_finds_alone_whatever_the_blocks_and_threads(
+    seed: int, rows: int, dtype: str, threads: int, k: int, cuts: list[int]
+) -> None:
+    """Prevents a fast pass whose ranking or group scores differ in a bit, or that counts a pair twice."""
+    queries, vectors = made_up(seed, 5, 24, "float16"), made_up(seed + 1, rows, 24, dtype)
+    blocks = np.split(vectors, sorted(min(cut, rows) for cut in cuts))
+    told: list[int] = []
+    found = Scan(queries, k, threads=threads).shard(blocks, ids_of, shard="s", report=told.append)
+    alone = rank_shard(queries, vectors, ids_of(np.arange(rows)), k, shard="s", block_rows=7)
+    for field in ("scores", "ids", "shards", "rows"):
+        assert getattr(found.ranking, field).tolist() == getattr(alone, field).tolist()
+    assert found.ranking.examples == rows == sum(told)
+    assert found.group.tobytes() == group_scores(queries, vectors).tobytes()
+    wide = vectors.astype(np.float32)
+    scores = np.stack([cosines(np.repeat(q[None].astype(np.float32), rows, 0), wide) for q in queries])
+    truth = ScoreHistogram.of(scores)
+    assert found.histogram.total == truth.total
+    # A product may lie on the other side of an edge, never farther.
+    assert np.abs(np.cumsum(found.histogram.counts - truth.counts)).max() <= np.sum(
+        np.abs(scores * 2048 - np.rint(scores * 2048)) < 0.01
+    )
+
+
+@pytest.mark.parametrize("scale", [1e-42, 1e-30, 1.0, 1e30])
+def test_vectors_at_the_ends_of_float32_are_scored_like_others(scale: float) -> None:
+    """Prevents an inverse length that overflows from turning directions into NaN."""
+    queries = np.random.default_rng(0).normal(size=(2, 12)).astype(np.float32)
+    vectors = (np.random.default_rng(1).normal(size=(40, 12)) * scale).astype(np.float32)
+    found = Scan(queries, 4).shard([vectors], ids_of)
+    assert found.histogram.total == 80
+    truth = cosines(np.repeat(queries[:1], 40, 0), vectors)
+    assert found.ranking.scores[0].tolist() == sorted(truth.tolist(), reverse=True)[:4]
+
+
+def test_a_row_that_is_not_finite_is_named_by_its_place_in_the_shard() -> None:
+    """Prevents NaN from being counted in a bin, or named within its block."""
+    vectors = np.ones((20, 3), np.float16)
+    vectors[17, 1] = np.inf
+    with pytest.raises(ValueError, match="vectors: row 17 holds a value that is not finite"):
+        Scan(np.ones((1, 3), np.float16), 2).shard([vectors[:10], vectors[10:]], ids_of)
+
+
+def test_vectors_of_another_width_are_refused() -> None:
+    """Prevents a product of shapes that fit by chance."""
+    with pytest.raises(ValueError, match="vectors have width 4; the queries have 3"):
+        Scan(np.ones((1, 3), np.float16), 2).rank([np.ones((5, 4), np.float16)], ids_of)
+
+
+def test_a_corpus_of_equal_vectors_does_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prevents an encoder that has collapsed from filling the memory with ties."""
+    held = []
+    cut = topk.Best._cut
+
+    def watched(best: topk.Best) -> None:
+        cut(best)
+        held.append(len(best._pairs.query))
+
+    monkeypatch.setattr(topk.Best, "_cut", watched)
+    blocks = [np.ones((500, 8), np.float16)] * 20
+    found = Scan(np.ones((3, 8), np.float16), 5).rank(blocks, ids_of)
+    assert found.ids.tolist() == [sorted(f"doc:{row}" for row in range(10_000))[:5]] * 3
+    assert max(held) <= 2 * 3 * 5
+
+
+def test_a_bar_that_others_have_raised_spares_what_lies_below_it() -> None:
+    """Prevents a search that scores every row twice, which is as slow as it is right."""
+    generator = np.random.default_rng(4)
+    queries, vectors = (generator.normal(size=(rows, 32)).astype(np.float32) for rows in (4, 3000))
+    asked, open_bar = Asked(queries), np.full(4, -np.inf, np.float32)
+    first = look(asked, vectors, 10, open_bar)
+    kth = np.sort(first.score[first.query == 0])[-10]
+    raised = look(asked, vectors, 10, np.full(4, kth, np.float32))
+    assert len(raised.query) < len(first.query) < 4 * 10 * 8
+    assert 10 <= np.count_nonzero(raised.query == 0) <= 12
