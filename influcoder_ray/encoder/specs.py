@@ -21,6 +21,15 @@ class EncoderSpec(Spec):
     max_tokens: int = Field(
         default=256, ge=8, description="The window: tokens of a text that are used, special tokens included."
     )
+    long_texts: Literal["first", "mean"] = Field(
+        default="first",
+        description="What is embedded of a text that is longer than the window. first: one window, in which "
+        "the response survives and the prompt loses its head; mean: that one and those behind it, whose "
+        "states are averaged by their tokens. Training reads the first.",
+    )
+    most_windows: int = Field(
+        default=8, ge=1, description="Windows of a text that long_texts: mean reads at most."
+    )
     separator: str | None = Field(
         default=None,
         description="What stands between prompt and response; the tokenizer's own separator, or its end of "
@@ -29,16 +38,22 @@ class EncoderSpec(Spec):
     tokens_per_batch: int = Field(
         default=2048, ge=8, description="Tokens of one forward pass, padding included."
     )
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+    dtype: Literal["auto", "float32", "bfloat16", "int8"] = Field(
         default="auto",
         description="In which numbers the encoder computes, its weights staying in float32; auto: bfloat16 "
-        "on a GPU that has it, else float32.",
+        "on a GPU that has it, else float32. int8: on a CPU, linear layers in 8-bit numbers when it embeds; "
+        "it is trained in float32.",
     )
     pooling: Literal["auto", "mean", "cls"] = Field(
         default="auto",
         description="How token states become one vector; auto: as the folder's sentence-transformers "
         "modules say, else the mean.",
     )
+
+    @property
+    def windows_of_a_text(self) -> int:
+        """How many windows of a text are embedded at most."""
+        return self.most_windows if self.long_texts == "mean" else 1
 
 
 class FamiliaritySpec(Spec):
