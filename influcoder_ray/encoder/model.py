@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig
 from influcoder_ray.encoder.ahead import one_ahead
 from influcoder_ray.encoder.features import Reading, features, traits
 from influcoder_ray.encoder.head import FOLDER, Head, Side, has_head
-from influcoder_ray.encoder.linears import can_compute, fast_linears
+from influcoder_ray.encoder.linears import can_pack, packed_linears
 from influcoder_ray.encoder.packing import Packed, PackedOutputs, first_position, packing, why_not_packed
 from influcoder_ray.encoder.specs import EncoderSpec
 from influcoder_ray.errors import UserError
@@ -57,12 +57,9 @@ class Encoder:
         """Load an encoder from its folder, with its head if it has one; safetensors only.
 
         Raises:
-            UserError: the folder holds no encoder, the window is wider than its positions, or this machine's
-                torch has no int8.
+            UserError: the folder holds no encoder, or the window is wider than its positions.
         """
         check_encoder(spec)
-        if spec.dtype == "int8" and device.type == "cpu" and not can_compute(int8=True):
-            raise UserError("encoder.dtype: int8 cannot be computed by this machine's torch; give float32")
         model: nn.Module = AutoModel.from_pretrained(spec.path, dtype=torch.float32, use_safetensors=True)
         head = Head.load(Path(spec.path) / FOLDER).to(device) if has_head(Path(spec.path)) else None
         tokenizer = load_tokenizer(spec.path, setting="encoder.path")
@@ -76,10 +73,9 @@ class Encoder:
         return int(self.model.config.hidden_size)  # type: ignore[union-attr,arg-type]
 
     @property
-    def precision(self) -> Literal["float32", "bfloat16", "int8"]:
-        """In which numbers texts are embedded; training, and a GPU, know no int8."""
-        on_cpu = self.device.type == "cpu"
-        if self.spec.dtype != "auto" and (self.spec.dtype != "int8" or on_cpu):
+    def precision(self) -> Literal["float32", "bfloat16"]:
+        """In which numbers the encoder computes."""
+        if self.spec.dtype != "auto":
             return self.spec.dtype
         return "bfloat16" if self.device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
 
@@ -298,12 +294,11 @@ class Encoder:
         if self.device.type != "cpu":
             yield
             return
-        int8 = self.precision == "int8"
         with ExitStack() as stack:
             if self._may_pack:
                 stack.enter_context(packing(self.model))
-            if self.precision != "bfloat16" and can_compute(int8=int8):
-                stack.enter_context(fast_linears(self.model, int8=int8))
+            if self.precision == "float32" and can_pack():
+                stack.enter_context(packed_linears(self.model))
             self._packs = self._may_pack
             try:
                 yield

@@ -38,11 +38,10 @@ class EncoderSpec(Spec):
     tokens_per_batch: int = Field(
         default=2048, ge=8, description="Tokens of one forward pass, padding included."
     )
-    dtype: Literal["auto", "float32", "bfloat16", "int8"] = Field(
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto",
         description="In which numbers the encoder computes, its weights staying in float32; auto: bfloat16 "
-        "on a GPU that has it, else float32. int8: on a CPU, linear layers in 8-bit numbers when it embeds; "
-        "it is trained in float32.",
+        "on a GPU that has it, else float32.",
     )
     pooling: Literal["auto", "mean", "cls"] = Field(
         default="auto",

@@ -5,7 +5,6 @@ Parts, each over all rows:
                             no pooling, nothing written
     ours                    `Encoder.embed`: texts to unit vectors
     ours, as the stage      the same with a head and familiarity, as the stage `embed` does it
-    ours, int8              `ours` with `encoder.dtype: int8` (--int8)
     sentence_transformers   its `encode`, with --sentence-batch texts a batch, where it is installed
 Rows are cut into slices, and each slice goes through all parts in turn before the next one, so that a noisy
 machine disturbs all alike; a part's figure is the sum of its fastest passes over each slice, and bare forward
@@ -19,8 +18,6 @@ Keys of the JSON file:
         of `ours`; null where there is no sentence-transformers
     stage_ratio_to_bare_forward
         of `ours, as the stage`
-    int8_ratio_to_sentence_transformers, int8_documents_per_second, int8_least_cosine
-        of `ours, int8`; the cosine is that with `ours`. Null without --int8
     ray_ratio_to_without_ray
         throughput on Ray, its start-up apart, over that without; null without --through-ray
     largest_difference_to_sentence_transformers
@@ -62,9 +59,9 @@ TITLE = "Embedding: documents per second beside sentence-transformers and the ba
 
 # Of the head and of familiarity: what a run with default settings has, with numbers that mean nothing.
 _DIMENSIONS, _SKETCH_WIDTH, _REFERENCES, _HELD_OUT = 128, 1024, 2048, 256
-# The most by which a number of a unit vector may differ from sentence-transformers' in float32, and the least
-# cosine in any other numbers: beyond, the thing timed is not the same embedding.
-_MOST_DIFFERENCE, _LEAST_COSINE = 1e-3, 0.999
+# The most by which a number of a unit vector may differ from sentence-transformers' in float32: beyond, the
+# thing timed is not the same embedding.
+_MOST_DIFFERENCE = 1e-3
 _WARM_UP_EVERY = 8
 # Into which the rows are cut for the whole stage.
 _UNITS = 4
@@ -105,7 +102,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sentence-batch", type=at_least(1), default=32, help="sentence-transformers' own default (32)"
     )
-    parser.add_argument("--int8", action="store_true", help="time encoder.dtype: int8 as well, on a CPU")
     parser.add_argument(
         "--through-ray",
         action="store_true",
@@ -125,8 +121,6 @@ def run(arguments: argparse.Namespace) -> None:
         RunFailed: the vectors are not the same, so that their speed would mean nothing.
     """
     device = find_device(arguments.device)
-    if arguments.int8 and device.type != "cpu":
-        raise UserError("--int8: it is for CPUs; add --device cpu, or leave it out")
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     figures = _figures(arguments, device)
@@ -217,7 +211,6 @@ def _figures(arguments: argparse.Namespace, device: torch.device) -> dict[str, A
             )
 
     bare, ours, stage = (_fastest(ways, name) for name in ("bare forward", "ours", "ours, as the stage"))
-    rough = _fastest(ways, "ours, int8") if arguments.int8 else None
     there = sentences[0] if sentences else None
     difference = None
     if there is not None:
@@ -228,11 +221,6 @@ def _figures(arguments: argparse.Namespace, device: torch.device) -> dict[str, A
                 f"vectors differ from sentence-transformers' by up to {difference:.2g}, more than "
                 f"{_MOST_DIFFERENCE:g}: it is not the same embedding that was timed"
             )
-    cosine = None if rough is None else _least_cosine(ours, rough)
-    if cosine is not None and not cosine >= _LEAST_COSINE:
-        raise RunFailed(
-            f"a vector's cosine in int8 to the exact one is {cosine:.5f}, which is below {_LEAST_COSINE:g}"
-        )
     on_ray, without_ray = (
         _through_ray(encoder, examples, arguments, log) if arguments.through_ray else (None, None)
     )
@@ -242,9 +230,6 @@ def _figures(arguments: argparse.Namespace, device: torch.device) -> dict[str, A
         "documents_per_second": len(examples) / ours.seconds,
         "tokens_per_second": ours.tokens_per_second,
         "stage_ratio_to_bare_forward": bare.seconds / stage.seconds,
-        "int8_ratio_to_sentence_transformers": rough and there and there.seconds / rough.seconds,
-        "int8_documents_per_second": rough and len(examples) / rough.seconds,
-        "int8_least_cosine": cosine,
         "ray_ratio_to_without_ray": on_ray and without_ray and without_ray / on_ray,
         "seconds_on_ray": on_ray,
         "seconds_without_ray": without_ray,
@@ -309,10 +294,6 @@ def _own_ways(
         way("ours", slices, lambda some: own.embed(some)[0]),
         way("ours, as the stage", slices, lambda some: embed_familiarly(headed, some, "pool", measure)[0]),
     ]
-    if arguments.int8:
-        spec = own.spec.model_copy(update={"dtype": "int8"})
-        rough = Encoder(own.model, own.tokenizer, own.pooling, spec)
-        ways.append(way("ours, int8", slices, lambda some: rough.embed(some)[0]))
     return ways
 
 
@@ -419,11 +400,6 @@ def _largest_difference(ours: Way, there: Way, alike: Sequence[Sequence[bool]]) 
         assert right is not None
         largest = max(largest, float(np.abs(left - right)[np.array(where)].max(initial=0.0)))
     return largest
-
-
-def _least_cosine(ours: Way, rough: Way) -> float:
-    pairs = zip(ours.vectors, rough.vectors, strict=True)
-    return min(float((left * right).sum(1).min()) for left, right in pairs)  # type: ignore[operator]
 
 
 def _columns(arguments: argparse.Namespace) -> ColumnSpec | None:

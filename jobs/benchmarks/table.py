@@ -82,8 +82,6 @@ def show_embedding(figures: dict[str, Any]) -> None:
             f", {figures['ratio_to_sentence_transformers']:.2f} times sentence_transformers; vectors differ "
             f"by {figures['largest_difference_to_sentence_transformers']:.2g} at most"
         )
-    if figures["int8_least_cosine"] is not None:
-        lines.append(f"int8: cosine to the exact vectors {figures['int8_least_cosine']:.5f} at least")
     if figures["ray_ratio_to_without_ray"] is not None:
         lines.append(
             f"the whole stage on Ray, start-up apart: {figures['ray_ratio_to_without_ray']:.3f} of the same "

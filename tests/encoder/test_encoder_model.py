@@ -421,23 +421,6 @@ def test_embedding_leaves_the_encoder_as_it_was_trained_and_to_be_trained(encode
     assert next(encoder.model.parameters()).grad is not None
 
 
-@pytest.mark.parametrize("headed", [False, True])
-def test_int8_gives_nearly_the_same_vectors_and_is_trained_in_float32(
-    headed: bool, encoder_folder: Path
-) -> None:
-    """Prevents a loss of precision that ranks differently, and one that gets into the training."""
-    exact = with_head(encoder_folder) if headed else loaded(encoder_folder)
-    spec = exact.spec.model_copy(update={"dtype": "int8"})
-    rough = Encoder(exact.model, exact.tokenizer, exact.pooling, spec, exact.head)
-    left, right = (encoder.embed(EXAMPLES)[0] for encoder in (exact, rough))
-    assert not np.array_equal(left, right)
-    assert (left * right).sum(1).min() > 0.999
-    alone = np.concatenate([rough.embed([example])[0] for example in EXAMPLES])
-    np.testing.assert_allclose(alone, right, atol=1e-5)
-    windows, _ = rough.windows(EXAMPLES)
-    assert torch.equal(rough.vectors(windows), exact.vectors(windows))
-
-
 def test_an_encoder_that_cannot_be_packed_is_padded(tmp_path: Path, copied: Path) -> None:
     """Prevents vectors that mix texts, or a refusal, where an encoder takes no positions."""
     torch.manual_seed(0)

@@ -51,7 +51,7 @@ def figures(
     status = benchmark.main(
         [
             *("embed", f"--encoder={encoder_folder}", "--rows", str(pair_rows), str(text_rows), *QUICK),
-            *("--tokens-per-batch", "128", "512", "--int8", f"--json={file}"),
+            *("--tokens-per-batch", "128", "512", f"--json={file}"),
         ]
     )
     assert status == 0
@@ -66,21 +66,19 @@ def test_every_promised_key_is_there_with_a_sane_value(figures: dict[str, Any]) 
         "ratio_to_sentence_transformers",
         "documents_per_second",
         "stage_ratio_to_bare_forward",
-        "int8_ratio_to_sentence_transformers",
     ):
         assert isinstance(figures[key], float)
         assert figures[key] > 0
     assert (figures["rows"], figures["raw_text_rows"]) == (24, 8)
     assert 0 < figures["rows_cut"] < 24
     assert figures["largest_difference_to_sentence_transformers"] < 1e-4
-    assert figures["int8_least_cosine"] > 0.999
     assert figures["ray_ratio_to_without_ray"] is None
     assert (figures["device"], figures["dtype"], figures["threads"]) == ("cpu", "float32", 1)
 
 
 def test_ratios_are_quotients_of_the_fastest_passes(figures: dict[str, Any]) -> None:
     """Prevents a headline that the passes listed below it do not bear out."""
-    own = ("bare forward", "ours", "ours, as the stage", "ours, int8")
+    own = ("bare forward", "ours", "ours, as the stage")
     expected = [(name, budget) for budget in (128, 512) for name in own] + [("sentence_transformers", None)]
     assert [(part["part"], part["tokens_per_batch"]) for part in figures["parts"]] == expected
 
