@@ -1,6 +1,7 @@
 """Measure a part of this package beside what people would use without it, or beside the ideal.
 
 python jobs/benchmark.py gradients --model MODEL_FOLDER --rows rows.parquet --json gradients.json
+python jobs/benchmark.py embed --encoder ENCODER_FOLDER --rows rows.parquet --json embed.json
 python jobs/benchmark.py units --json units.json
 python jobs/benchmark.py search --work vectors --json search.json
 python jobs/benchmark.py known-answers --pool facts.parquet --queries queries.parquet --supports support_ids
@@ -17,11 +18,17 @@ from pathlib import Path
 # It runs from a checkout, beside the package, which need not be installed.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import gradients, known_answers, search, units
+from benchmarks import embed, gradients, known_answers, search, units
 
 from influcoder_ray.cli import exit_status_of
 
-BENCHMARKS = {"gradients": gradients, "known-answers": known_answers, "search": search, "units": units}
+BENCHMARKS = {
+    "embed": embed,
+    "gradients": gradients,
+    "known-answers": known_answers,
+    "search": search,
+    "units": units,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

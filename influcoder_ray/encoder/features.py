@@ -7,7 +7,7 @@ shows neither.
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -67,7 +67,13 @@ class Reading:
         return sum(self.groups)
 
 
-def features(hidden_states: Sequence[Tensor], ids: Tensor, mask: Tensor, reading: Reading) -> Tensor:
+class Layers(Protocol):
+    """Hidden states by layer, (N, T, h) each."""
+
+    def __getitem__(self, layer: int, /) -> Tensor: ...
+
+
+def features(hidden_states: Layers, ids: Tensor, mask: Tensor, reading: Reading) -> Tensor:
     """Features (N, F) float32 of a batch of texts.
 
     Of each layer the mean of all token states and that of the response's, then the lengths.

@@ -2,7 +2,10 @@
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,17 +15,22 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoConfig, AutoModel, PretrainedConfig
 
+from influcoder_ray.encoder.ahead import one_ahead
 from influcoder_ray.encoder.features import Reading, features, traits
 from influcoder_ray.encoder.head import FOLDER, Head, Side, has_head
+from influcoder_ray.encoder.linears import can_pack, packed_linears
+from influcoder_ray.encoder.packing import Packed, PackedOutputs, first_position, packing, why_not_packed
 from influcoder_ray.encoder.specs import EncoderSpec
 from influcoder_ray.errors import UserError
 from influcoder_ray.examples import Example
 from influcoder_ray.examples.batching import token_batches
 from influcoder_ray.examples.tokenizer import load_tokenizer
-from influcoder_ray.examples.tokens import separator_of, special_frame, text_window
+from influcoder_ray.examples.tokens import separator_of, special_frame, text_window, text_windows
 
 Pooling = Literal["mean", "cls"]
 _HEAD_MODULE = "influcoder_ray.encoder.sentence_module.InfluenceHead"
+# Rows whose tokens are made together, and which share batches: enough that rows of like length meet.
+_ROWS_AT_ONCE = 1024
 
 
 class Encoder:
@@ -42,9 +50,7 @@ class Encoder:
         self.spec = spec
         self.head = head
         self.device = next(model.parameters()).device
-        self._bfloat16 = spec.dtype == "bfloat16" or (
-            spec.dtype == "auto" and self.device.type == "cuda" and torch.cuda.is_bf16_supported()
-        )
+        self._packs = False
 
     @staticmethod
     def load(spec: EncoderSpec, device: torch.device) -> "Encoder":
@@ -65,6 +71,13 @@ class Encoder:
         if self.head is not None:
             return self.head.dimensions
         return int(self.model.config.hidden_size)  # type: ignore[union-attr,arg-type]
+
+    @property
+    def precision(self) -> Literal["float32", "bfloat16"]:
+        """In which numbers the encoder computes."""
+        if self.spec.dtype != "auto":
+            return self.spec.dtype
+        return "bfloat16" if self.device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
 
     @property
     def reading(self) -> Reading:
@@ -100,12 +113,9 @@ class Encoder:
         """
 
         def one_batch(ids: Tensor, mask: Tensor) -> Tensor:
-            if self.head is None:
-                return self._pooled(ids, mask)
-            vectors: Tensor = self.head(self._features(ids, mask, self.head.reading), side)
-            return vectors
+            return self._vectors(self._read(ids, mask), side)
 
-        return self._batched(windows, self.dimensions, one_batch, report)
+        return self._batched(windows, self.dimensions, one_batch, lambda rows: report(len(rows)))
 
     def features(self, windows: Sequence[Sequence[int]]) -> Tensor:
         """What a head reads of token ids: (N, F) float32; carries gradients where enabled."""
@@ -120,10 +130,17 @@ class Encoder:
         side: Side = "pool",
         report: Callable[[int], None] = lambda rows: None,
     ) -> tuple[np.ndarray, list[bool]]:
-        """Unit vectors (N, d) float32 of examples and whether each was cut; no gradients."""
-        windows, cut = self.windows(examples)
-        with torch.inference_mode():
-            return self.vectors(windows, side, report).cpu().numpy(), cut
+        """Unit vectors (N, d) float32 of examples and whether each was cut; no gradients.
+
+        Of a text longer than the window they are made as `spec.long_texts` says.
+        """
+        found, cut, _ = self._streamed(
+            examples,
+            (self._read_width, self._read),
+            (self.dimensions, lambda it: self._vectors(it, side)),
+            report,
+        )
+        return found, cut
 
     def embed_with_traits(
         self,
@@ -134,32 +151,36 @@ class Encoder:
     ) -> tuple[np.ndarray, np.ndarray, list[bool], list[int]]:
         """As `embed`; in second place what is read off each example's traits, (N, k) float32.
 
-        In last place stand the tokens of each, as many as the window holds.
+        In last place stand the tokens of each, as many as its windows hold.
 
         Traits are what familiarity is measured on (`features.traits`), with a head or without. They come
         out of the same forward pass.
 
         Args:
-            read: makes (n, k) float32 of the traits (n, t) of a batch: those of all rows at once would take
-                more memory than the vectors.
+            read: makes (n, k) float32 of the traits (n, t) of some texts: those of all rows at once would
+                take more memory than the vectors.
         """
-        windows, cut = self.windows(examples)
         reading = self.reading
 
         def one_batch(ids: Tensor, mask: Tensor) -> Tensor:
             outputs = self._outputs(ids, mask, all_layers=True)
             found = features(outputs.hidden_states, ids, mask, reading)
-            if self.head is None:
-                vectors = self._pool(outputs.last_hidden_state, mask)
-            else:
-                vectors = self.head(found, side)
+            if self.head is not None:
+                return found
+            return torch.cat([self._pooled(outputs.last_hidden_state, mask), found], dim=1)
+
+        def finished(both: Tensor) -> Tensor:
+            found = both[:, -reading.width :]
+            vectors = self._vectors(both[:, : self._read_width], side)
             return torch.cat([vectors, read(traits(found, reading))], dim=1)
 
         with torch.inference_mode():
             nothing = traits(torch.zeros(1, reading.width, device=self.device), reading)
             width = self.dimensions + read(nothing).shape[1]
-            both = self._batched(windows, width, one_batch, report).cpu().numpy()
-        return both[:, : self.dimensions], both[:, self.dimensions :], cut, [len(w) for w in windows]
+        # What the head reads is all that there is to read.
+        read_width = reading.width + (0 if self.head is not None else self._read_width)
+        both, cut, tokens = self._streamed(examples, (read_width, one_batch), (width, finished), report)
+        return both[:, : self.dimensions], both[:, self.dimensions :], cut, tokens
 
     def save(self, folder: Path) -> None:
         """Write the encoder so that transformers and sentence-transformers both load it.
@@ -200,21 +221,113 @@ class Encoder:
         )
         (folder / "2_Normalize").mkdir(exist_ok=True)
 
+    @property
+    def _read_width(self) -> int:
+        """Numbers that `_read` gives of a text."""
+        return self.dimensions if self.head is None else self.head.reading.width
+
+    def _read(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """What vectors are made of, (N, ...) float32: what the head reads, or pooled states."""
+        if self.head is None:
+            return self._pooled(self._outputs(ids, mask, all_layers=False).last_hidden_state, mask)
+        return self._features(ids, mask, self.head.reading)
+
+    def _vectors(self, read: Tensor, side: Side) -> Tensor:
+        """Unit vectors (N, d) of what `_read` gives."""
+        if self.head is None:
+            return functional.normalize(read, dim=1)
+        vectors: Tensor = self.head(read, side)
+        return vectors
+
+    def _streamed(
+        self,
+        examples: Sequence[Example],
+        read: tuple[int, Callable[[Tensor, Tensor], Tensor]],
+        finish: tuple[int, Callable[[Tensor], Tensor]],
+        report: Callable[[int], None],
+    ) -> tuple[np.ndarray, list[bool], list[int]]:
+        """What examples come to, (N, width of `finish`) float32; whether each was cut, and its tokens.
+
+        The fast way, which carries no gradients. Tokens are made some rows at a time, by a thread that is
+        ahead of the device, so that those of few rows are held. Which rows meet depends on the examples
+        alone.
+
+        Args:
+            read: a width and what makes so many numbers of each window, of ids and mask (n, T).
+            finish: a width and what makes so many numbers of each text, of what was read (n, ...): of several
+                windows the mean by their tokens.
+        """
+        read_width, one_batch = read
+        width, finished = finish
+        found = np.empty((len(examples), width), dtype=np.float32)
+        cut: list[bool] = []
+        tokens: list[int] = []
+        parts = (examples[first : first + _ROWS_AT_ONCE] for first in range(0, len(examples), _ROWS_AT_ONCE))
+        with torch.inference_mode(), self._fast():
+            for texts, cut_here in one_ahead(self._all_windows, parts):
+                windows = list(chain.from_iterable(texts))
+                begins = [number == 0 for text in texts for number in range(len(text))]
+
+                def done(rows: list[int], begins: list[bool] = begins) -> None:
+                    report(sum(begins[row] for row in rows))
+
+                both = self._batched(windows, read_width, one_batch, done)
+                rows = slice(len(cut), len(cut) + len(texts))
+                found[rows] = finished(_mean_of_windows(both, texts)).cpu().numpy()
+                cut += cut_here
+                tokens += [sum(len(window) for window in text) for text in texts]
+        return found, cut, tokens
+
+    def _all_windows(self, examples: Sequence[Example]) -> tuple[list[list[list[int]]], list[bool]]:
+        """Token ids of each example, window by window, and whether anything was cut."""
+        return text_windows(
+            examples,
+            self.tokenizer,
+            max_tokens=self.spec.max_tokens,
+            separator=self.spec.separator,
+            most=self.spec.windows_of_a_text,
+        )
+
+    @contextmanager
+    def _fast(self) -> Iterator[None]:
+        """While it lasts, the model is set up to be quick rather than to be trained."""
+        if self.device.type != "cpu":
+            yield
+            return
+        with ExitStack() as stack:
+            if self._may_pack:
+                stack.enter_context(packing(self.model))
+            if self.precision == "float32" and can_pack():
+                stack.enter_context(packed_linears(self.model))
+            self._packs = self._may_pack
+            try:
+                yield
+            finally:
+                self._packs = False
+
+    @cached_property
+    def _may_pack(self) -> bool:
+        return why_not_packed(self.model) is None
+
     def _batched(
         self,
         windows: Sequence[Sequence[int]],
         width: int,
         one_batch: Callable[[Tensor, Tensor], Tensor],
-        report: Callable[[int], None],
+        done: Callable[[list[int]], None],
     ) -> Tensor:
-        """What `one_batch` makes of ids and mask, (rows, width) each, for all windows in their order."""
+        """What `one_batch` makes of ids and mask, (rows, width) each, for all windows in their order.
+
+        Args:
+            done: called with the rows of each batch.
+        """
         if not windows:
             return torch.zeros(0, width, device=self.device)
         batches = token_batches([len(w) for w in windows], self.spec.tokens_per_batch)
         parts = []
         for rows in batches:
             parts.append(one_batch(*self._padded([windows[row] for row in rows])))
-            report(len(rows))
+            done(rows)
         order = torch.tensor([row for rows in batches for row in rows], device=self.device)
         return torch.cat(parts)[torch.argsort(order)]
 
@@ -228,24 +341,35 @@ class Encoder:
             mask[row, : len(window)] = 1
         return ids.to(self.device), mask.to(self.device)
 
-    def _pooled(self, ids: Tensor, mask: Tensor) -> Tensor:
-        return self._pool(self._outputs(ids, mask, all_layers=False).last_hidden_state, mask)
-
-    def _pool(self, states: Tensor, mask: Tensor) -> Tensor:
+    def _pooled(self, states: Tensor, mask: Tensor) -> Tensor:
+        """One vector a text, (N, h) float32 and of any length, of its token states (N, T, h)."""
         if self.pooling == "cls":
-            pooled = states[:, 0]
-        else:
-            weights = mask.unsqueeze(-1).float()
-            pooled = (states.float() * weights).sum(1) / weights.sum(1)
-        return functional.normalize(pooled.float(), dim=1)
+            return states[:, 0].float()
+        weights = mask.unsqueeze(-1).float()
+        return (states.float() * weights).sum(1) / weights.sum(1)
 
     def _features(self, ids: Tensor, mask: Tensor, reading: Reading) -> Tensor:
         return features(self._outputs(ids, mask, all_layers=True).hidden_states, ids, mask, reading)
 
     def _outputs(self, ids: Tensor, mask: Tensor, *, all_layers: bool) -> Any:
         """The model's outputs for ids and mask (N, T), computed in the numbers that the settings ask for."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bfloat16):
-            return self.model(input_ids=ids, attention_mask=mask, output_hidden_states=all_layers)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            if not self._packs:
+                return self.model(input_ids=ids, attention_mask=mask, output_hidden_states=all_layers)
+            packed = Packed.of(ids, mask, first_position=first_position(self.model))
+            outputs = self.model(**packed.arguments, output_hidden_states=all_layers)
+        return PackedOutputs(packed, outputs)
+
+
+def _mean_of_windows(read: Tensor, texts: Sequence[Sequence[Sequence[int]]]) -> Tensor:
+    """Of what was read of each window, (windows, ...), each text's mean by its windows' tokens, (N, ...)."""
+    if len(read) == len(texts):
+        return read
+    counts = [torch.tensor([float(len(window)) for window in text]) for text in texts]
+    # A text of one window has the weight 1 exactly: its numbers stay what they are.
+    weights = torch.cat([count / count.sum() for count in counts]).to(read.device)
+    owners = torch.tensor([row for row, text in enumerate(texts) for _ in text], device=read.device)
+    return read.new_zeros(len(texts), read.shape[1]).index_add_(0, owners, read * weights[:, None])
 
 
 def check_encoder(spec: EncoderSpec, *, weights: bool = True) -> None:

@@ -21,6 +21,15 @@ class EncoderSpec(Spec):
     max_tokens: int = Field(
         default=256, ge=8, description="The window: tokens of a text that are used, special tokens included."
     )
+    long_texts: Literal["first", "mean"] = Field(
+        default="first",
+        description="What is embedded of a text that is longer than the window. first: one window, in which "
+        "the response survives and the prompt loses its head; mean: that one and those behind it, whose "
+        "states are averaged by their tokens. Training reads the first.",
+    )
+    most_windows: int = Field(
+        default=8, ge=1, description="Windows of a text that long_texts: mean reads at most."
+    )
     separator: str | None = Field(
         default=None,
         description="What stands between prompt and response; the tokenizer's own separator, or its end of "
@@ -39,6 +48,11 @@ class EncoderSpec(Spec):
         description="How token states become one vector; auto: as the folder's sentence-transformers "
         "modules say, else the mean.",
     )
+
+    @property
+    def windows_of_a_text(self) -> int:
+        """How many windows of a text are embedded at most."""
+        return self.most_windows if self.long_texts == "mean" else 1
 
 
 class FamiliaritySpec(Spec):

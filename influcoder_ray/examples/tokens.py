@@ -1,6 +1,6 @@
 """The tokens of an example with a loss mask, cut to a window in which the response survives."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -109,6 +109,18 @@ def text_window(
     survives and the prompt loses its head; raw text and a response that alone fills the window lose
     their tail.
     """
+    found, cuts = text_windows(examples, tokenizer, max_tokens=max_tokens, separator=separator, most=1)
+    return [first for (first,) in found], cuts
+
+
+def text_windows(
+    examples: Sequence[Example], tokenizer: Any, *, max_tokens: int, separator: str | None = None, most: int
+) -> tuple[list[list[list[int]]], list[bool]]:
+    """As `text_window`, the tail too: what is left of a text goes into further windows, `most` in all.
+
+    They follow each other without overlap. A prompt stands in the first alone, and a text counts as cut where
+    its prompt lost its head or where even so many windows do not hold its tail.
+    """
     if not examples:
         return [], []
     limit = max_tokens * CHARACTERS_PER_TOKEN
@@ -118,20 +130,21 @@ def text_window(
     texts, starts, cuts = [], [], []
     for example in examples:
         prompt = "" if example.is_raw_text else example.prompt[-limit:] + between
-        texts.append(prompt + example.response[:limit])
+        texts.append(prompt + example.response[: most * limit])
         starts.append(len(prompt))
-        cuts.append(len(example.response) > limit or len(example.prompt) > limit)
-    encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    windows = []
-    for row, start in enumerate(starts):
-        ids, offsets = encoded["input_ids"][row], encoded["offset_mapping"][row]
-        if len(ids) > room:
-            cuts[row] = True
-            answer = next((i for i, (_, stop) in enumerate(offsets) if stop > start), len(ids))
-            first = min(answer, len(ids) - room)
-            ids = ids[first : first + room]
-        windows.append(begin + ids + end)
-    return windows, cuts
+        cuts.append(len(example.response) > most * limit or len(example.prompt) > limit)
+    tokens = _ids(tokenizer, texts)
+    long = [row for row, ids in enumerate(tokens) if len(ids) > room]
+    # Where the response begins is asked of few: offsets of all would take longer than their tokens.
+    answers = _first_tokens(tokenizer, [(texts[row], starts[row]) for row in long if starts[row]])
+    parts = [[ids] for ids in tokens]
+    for row in long:
+        ids = tokens[row]
+        first = min(next(answers), len(ids) - room) if starts[row] else 0
+        stop = min(len(ids), first + most * room)
+        parts[row] = [ids[at : min(at + room, stop)] for at in range(first, stop, room)]
+        cuts[row] = cuts[row] or first > 0 or stop < len(ids)
+    return [[begin + ids + end for ids in windows] for windows in parts], cuts
 
 
 def student_text(example: Example, tokenizer: Any, separator: str | None = None) -> str:
@@ -199,5 +212,23 @@ def prompt_text(example: Example, tokenizer: Any, template: Literal["chat", "pla
 
 
 def _ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
-    ids: list[list[int]] = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+    """Token ids of each text without special tokens; nothing else is asked for, which takes its time."""
+    ids: list[list[int]] = tokenizer(
+        texts,
+        add_special_tokens=False,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,
+    )["input_ids"]
     return ids
+
+
+def _first_tokens(tokenizer: Any, texts: Sequence[tuple[str, int]]) -> Iterator[int]:
+    """Of each text and a place in it, how many of its tokens end at or before that place."""
+    if not texts:
+        return
+    found = tokenizer(
+        [text for text, _ in texts], add_special_tokens=False, return_offsets_mapping=True, verbose=False
+    )["offset_mapping"]
+    for (_, start), offsets in zip(texts, found, strict=True):
+        yield next((token for token, (_, stop) in enumerate(offsets) if stop > start), len(offsets))

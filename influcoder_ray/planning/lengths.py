@@ -22,7 +22,7 @@ from influcoder_ray.examples.tokens import (
     resolve_template,
     separator_of,
     special_frame,
-    text_window,
+    text_windows,
 )
 from influcoder_ray.gradients.adapter import find_targets
 from influcoder_ray.gradients.flops import forward_backward_flops
@@ -89,17 +89,20 @@ class Models:
         if not tokens:
             reason = next((t.fault for t in found if t.fault), "they have no token to predict")
             raise UserError(f"model.template: none of {len(found)} rows can be tokenized ({reason})")
-        windows, _ = text_window(
+        # Of texts of several windows training reads the first alone; so much more is planned for it.
+        windows, _ = text_windows(
             examples,
             self._tokenizer,
             max_tokens=self._settings.encoder.max_tokens,
             separator=self._settings.encoder.separator,
+            most=self._settings.encoder.windows_of_a_text,
         )
-        lengths, texts = [len(t.ids) for t in tokens], [len(window) for window in windows]
+        lengths = [len(t.ids) for t in tokens]
+        texts = [len(window) for text in windows for window in text]
         return PerRow(
             teacher_tokens=sum(lengths) / len(lengths),
             gradient_flops=forward_backward_flops(self.teacher, lengths, [t.labelled for t in tokens])
             / len(lengths),
-            encoder_tokens=sum(texts) / len(texts),
-            encoder_flops=forward_flops(self.encoder, texts) / len(texts),
+            encoder_tokens=sum(texts) / len(windows),
+            encoder_flops=forward_flops(self.encoder, texts) / len(windows),
         )

@@ -1,6 +1,7 @@
 """The model and the rows of a benchmark: a user's own, or random ones of a given shape."""
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ _USUAL_COLUMNS = (
     ColumnSpec(prompt="prompt", response="response"),
     ColumnSpec(prompt=("instruction", "context"), response="response"),
     ColumnSpec(prompt="instruction", response="response"),
+    ColumnSpec(prompt="question", response="answer"),
     ColumnSpec(text="text"),
 )
 _ROWS_AT_ONCE = 64
@@ -91,6 +93,38 @@ def read_tokens(
         f"--rows: {rows} holds {len(kept)} rows of {min_tokens} tokens or more, fewer than {count}; "
         "lower --count or --min-tokens"
     )
+
+
+def read_examples(rows: Sequence[str], columns: ColumnSpec | None, *, count: int) -> list[Example]:
+    """`count` usable rows, one of each path in turn until a path has no more.
+
+    Args:
+        rows: files, folders or globs of Parquet or JSON Lines.
+        columns: None finds the usual ones, in each path its own.
+
+    Raises:
+        UserError: there are fewer such rows, or not the columns.
+    """
+    sources = []
+    for path in rows:
+        files = find_data_files(path, setting="--rows")
+        named = columns or _usual_columns(files)
+        require_columns(files, named.names, setting="--rows")
+        sources.append(chain.from_iterable(_examples(files, named)))
+    found: list[Example] = []
+    while sources and len(found) < count:
+        left = []
+        for source in sources:
+            example = next(source, None)
+            if example is not None:
+                found.append(example)
+                left.append(source)
+        sources = left
+    if len(found) < count:
+        raise UserError(
+            f"--rows: {', '.join(rows)} holds {len(found)} usable rows, fewer than {count}; lower --count"
+        )
+    return found[:count]
 
 
 def _usual_columns(files: Sequence[DataFile]) -> ColumnSpec:

@@ -51,6 +51,46 @@ def show_gradients(figures: dict[str, Any]) -> None:
         console.print(f"bergson: {figures['bergson_note']}", markup=False)
 
 
+def show_embedding(figures: dict[str, Any]) -> None:
+    """Print what the benchmark of embedding found."""
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    table = Table(title="Embedding")
+    table.add_column("part")
+    for heading in ("tokens a batch", "documents / s", "tokens / s", "of bare", "padding", "peak memory"):
+        table.add_column(heading, justify="right")
+    bare = max(p["tokens_per_second"] for p in figures["parts"] if p["part"] == "bare forward")
+    for part in figures["parts"]:
+        peak = part["peak_memory_bytes"]
+        table.add_row(
+            part["part"],
+            str(part["tokens_per_batch"] or ""),
+            f"{part['documents_per_second']:,.1f}",
+            f"{part['tokens_per_second']:,.0f}",
+            f"{part['tokens_per_second'] / bare:.3f}",
+            f"{part['padding_share']:.1%}",
+            "unknown" if peak is None else f"{peak / 2**20:,.0f} MiB",
+        )
+    console.print(table)
+    console.print(
+        f"{figures['rows']} rows ({figures['raw_text_rows']} of raw text, {figures['rows_cut']} cut to "
+        f"{figures['max_tokens']} tokens), {figures['tokens']} tokens; {figures['dtype']} on "
+        f"{figures['device_name']}, threads {figures['threads']}; {figures['figure']}"
+    )
+    lines = [f"ours: {figures['ratio_to_bare_forward']:.3f} of bare forward"]
+    if figures["ratio_to_sentence_transformers"] is not None:
+        lines[0] += (
+            f", {figures['ratio_to_sentence_transformers']:.2f} times sentence_transformers; vectors differ "
+            f"by {figures['largest_difference_to_sentence_transformers']:.2g} at most"
+        )
+    if figures["ray_ratio_to_without_ray"] is not None:
+        lines.append(
+            f"the whole stage on Ray, start-up apart: {figures['ray_ratio_to_without_ray']:.3f} of the same "
+            f"without Ray ({figures['seconds_on_ray']:.2f} s and {figures['seconds_without_ray']:.2f} s)"
+        )
+    for line in lines:
+        console.print(line)
+
+
 def show_units(figures: dict[str, Any]) -> None:
     """Print what the benchmark of units found."""
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)

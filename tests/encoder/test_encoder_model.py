@@ -12,10 +12,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import build_encoder
-from transformers import AutoModel, AutoTokenizer, RobertaConfig, RobertaModel, T5Config
+from transformers import (
+    AutoModel,
+    AutoTokenizer,
+    MPNetConfig,
+    MPNetModel,
+    RobertaConfig,
+    RobertaModel,
+    T5Config,
+)
 
 from influcoder_ray.encoder.features import traits
 from influcoder_ray.encoder.model import Encoder, check_encoder
+from influcoder_ray.encoder.packing import why_not_packed
 from influcoder_ray.encoder.specs import EncoderSpec
 from influcoder_ray.errors import UserError
 from influcoder_ray.examples import Example
@@ -329,3 +338,98 @@ def test_bfloat16_gives_nearly_the_same_vectors_and_leaves_the_weights_as_they_a
     gradients = [p.grad for p in rough.model.parameters() if p.grad is not None]
     assert gradients
     assert {it.dtype for it in (*rough.model.parameters(), *gradients)} == {torch.float32}
+
+
+def raw(folder: Path, windows: list[list[int]]) -> torch.Tensor:
+    """The mean state of every token of some windows, each read by itself: (h,)."""
+    model = AutoModel.from_pretrained(folder).eval()
+    with torch.no_grad():
+        states = [model(input_ids=torch.tensor([w])).last_hidden_state[0] for w in windows]
+    return torch.cat(states).mean(0)
+
+
+def test_a_long_text_is_the_mean_of_its_windows_where_that_is_asked_for(encoder_folder: Path) -> None:
+    """Prevents a long document from being its first page, silently, where all of it was asked for."""
+    encoder = loaded(encoder_folder, long_texts="mean", most_windows=3, max_tokens=32)
+    tokens = encoder.tokenizer("Seven times eight is fifty-six. " * 7, add_special_tokens=False)["input_ids"]
+    assert 60 < len(tokens) <= 90
+    opening, closing = encoder.tokenizer.cls_token_id, encoder.tokenizer.sep_token_id
+    windows = [[opening, *tokens[at : at + 30], closing] for at in range(0, len(tokens), 30)]
+    texts = [Example("long", "", "Seven times eight is fifty-six. " * 7, "f:0"), EXAMPLES[2], EXAMPLES[4]]
+    done: list[int] = []
+    vectors, cut = encoder.embed(texts, report=done.append)
+    expected = torch.nn.functional.normalize(raw(encoder_folder, windows), dim=0)
+    np.testing.assert_allclose(vectors[0], expected.numpy(), atol=1e-5)
+    assert (cut, sum(done)) == ([False, False, True], 3)
+    # A short text stays what it is, to the bit, whatever stands beside it.
+    assert np.array_equal(vectors[1], encoder.embed([EXAMPLES[2]])[0][0])
+    *_, counted = encoder.embed_with_traits(texts, "pool", lambda it: it[:, :1])
+    assert counted[0] == sum(len(window) for window in windows)
+    assert counted[2] == 3 * 32
+
+
+@pytest.mark.parametrize("headed", [False, True])
+def test_long_texts_have_vectors_and_traits_of_one_piece(headed: bool, encoder_folder: Path) -> None:
+    """Prevents familiarity from being measured on another part of a document than its vector."""
+    encoder = with_head(encoder_folder) if headed else loaded(encoder_folder)
+    spec = encoder.spec.model_copy(update={"long_texts": "mean", "max_tokens": 16})
+    encoder = Encoder(encoder.model, encoder.tokenizer, encoder.pooling, spec, encoder.head)
+    vectors, found, _, _ = encoder.embed_with_traits(EXAMPLES, "pool", lambda it: it)
+    np.testing.assert_allclose(vectors, encoder.embed(EXAMPLES)[0], atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    hidden = encoder.reading.hidden
+    np.testing.assert_allclose(np.linalg.norm(found[:, :hidden], axis=1), 1, atol=1e-5)
+    first = Encoder(
+        encoder.model,
+        encoder.tokenizer,
+        encoder.pooling,
+        spec.model_copy(update={"long_texts": "first"}),
+        encoder.head,
+    )
+    by_first = first.embed(EXAMPLES)[0]
+    assert not np.allclose(vectors[4], by_first[4], atol=1e-3)
+    np.testing.assert_allclose(vectors[2], by_first[2], atol=1e-6)
+
+
+def test_rows_beyond_one_step_keep_their_places(
+    encoder_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prevents rows of a large unit, which is done in several steps, from getting each other's vectors."""
+    encoder = loaded(encoder_folder)
+    expected, _ = encoder.embed(EXAMPLES)
+    monkeypatch.setattr("influcoder_ray.encoder.model._ROWS_AT_ONCE", 2)
+    done: list[int] = []
+    vectors, cut = encoder.embed(EXAMPLES, report=done.append)
+    np.testing.assert_allclose(vectors, expected, atol=1e-5)
+    assert (cut, sum(done)) == ([False, False, False, False, True], len(EXAMPLES))
+
+
+def test_embedding_leaves_the_encoder_as_it_was_trained_and_to_be_trained(encoder_folder: Path) -> None:
+    """Prevents an epoch's vectors from being made with weights of the epoch before, or its gradients lost."""
+    encoder = loaded(encoder_folder)
+    windows, _ = encoder.windows(EXAMPLES)
+    before = encoder.vectors(windows)
+    encoder.embed(EXAMPLES)
+    assert torch.equal(encoder.vectors(windows), before)
+    with torch.no_grad():
+        for parameter in encoder.model.parameters():
+            parameter.mul_(1.1)
+    after, _ = encoder.embed(EXAMPLES)
+    np.testing.assert_allclose(after, encoder.vectors(windows).detach().numpy(), atol=1e-5)
+    assert not np.allclose(after, before.detach().numpy(), atol=1e-3)
+    encoder.vectors(windows).square().sum().backward()
+    assert next(encoder.model.parameters()).grad is not None
+
+
+def test_an_encoder_that_cannot_be_packed_is_padded(tmp_path: Path, copied: Path) -> None:
+    """Prevents vectors that mix texts, or a refusal, where an encoder takes no positions."""
+    torch.manual_seed(0)
+    config = MPNetConfig(
+        vocab_size=471, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=32
+    )
+    MPNetModel(config).save_pretrained(copied)
+    encoder = loaded(copied)
+    assert why_not_packed(encoder.model) is not None
+    vectors, _ = encoder.embed(EXAMPLES)
+    alone = np.concatenate([encoder.embed([example])[0] for example in EXAMPLES])
+    np.testing.assert_allclose(vectors, alone, atol=1e-5)

@@ -16,6 +16,7 @@ from influcoder_ray.examples.tokens import (
     resolve_template,
     student_text,
     text_window,
+    text_windows,
 )
 
 WORDS = [f"w{i}" for i in range(40)]
@@ -221,6 +222,31 @@ def test_a_text_window_keeps_the_limit_the_special_tokens_and_the_response(
     body = answer[:room] if len(answer) >= room else (before + answer)[-room:]
     assert window == [*begin, *body, *end]
     assert cut == (len(before) + len(answer) > room)
+
+
+@given(st.just("") | _PROMPT, _RESPONSE, st.integers(4, 12), st.integers(1, 4))
+@settings(max_examples=50, deadline=None)
+def test_windows_follow_each_other_until_the_text_or_their_number_ends(
+    prompt: str, response: str, max_tokens: int, most: int
+) -> None:
+    """Prevents a part of a long document from being read twice, or dropped without being counted."""
+    example = Example("i", prompt, response, "f:0")
+    (windows,), (cut,) = text_windows([example], STUDENT, max_tokens=max_tokens, most=most)
+    ((first,), (first_cut,)) = text_window([example], STUDENT, max_tokens=max_tokens)
+    assert windows[0] == first
+    assert len(windows) <= most
+    assert all((w[0], w[-1]) == (BOS, EOS) and len(w) <= max_tokens for w in windows)
+    assert all(len(w) == max_tokens for w in windows[:-1])
+    body = [token for window in windows for token in window[1:-1]]
+    whole = [*([*_ids(prompt), EOS] if prompt else []), *_ids(response)]
+    start = next(i for i in range(len(whole) + 1) if whole[i : i + len(body)] == body)
+    if not cut:
+        assert body == whole
+    elif most == 1:
+        assert first_cut
+    else:
+        # Nothing is dropped but a prompt's head, and a tail for which there are not windows enough.
+        assert start > 0 or len(windows) == most
 
 
 def test_text_windows_do_not_depend_on_their_neighbours() -> None:
