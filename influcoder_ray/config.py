@@ -126,6 +126,18 @@ class RerankSpec(Spec):
         description="Best examples of each query whose gradients are computed and which are then ordered by "
         "exact influence; 0 for none.",
     )
+    text_candidates: int = Field(
+        default=0,
+        ge=0,
+        description="Examples with texts most similar to each query's own, which are candidates beside the "
+        "encoder's; 0 for none. The encoder predicts what gradients of many texts share, and a name is in "
+        "few of them: texts find it. The embed stage then keeps a second vector of each row.",
+    )
+
+    @property
+    def per_query(self) -> int:
+        """The most candidates that a query can have."""
+        return self.candidates + self.text_candidates
 
 
 class EvaluateSpec(Spec):

@@ -54,7 +54,12 @@ Columns = dict[tuple[str, int], tuple[str, float]]
 
 
 def search(
-    settings: PipelineSettings, vector: npt.NDArray[np.float32], *, most: int, least: int = 0
+    settings: PipelineSettings,
+    vector: npt.NDArray[np.float32],
+    *,
+    most: int,
+    least: int = 0,
+    column: str = "embedding",
 ) -> Extremes:
     """Search a run's embeddings, shard by shard; no more than a few shards are in memory at once.
 
@@ -63,6 +68,7 @@ def search(
     Args:
         vector: (d,) of the query; it is rounded to float16, as the corpus's are.
         most, least: how many examples to find at either end, at least 1 of them.
+        column: the embeddings' column with the vectors that are searched.
 
     Raises:
         ValueError: most and least are both below 1; the vector has another width or is not finite.
@@ -73,7 +79,7 @@ def search(
     both = np.stack([row, -row])
     best: Ranking | None = None
     held: Columns = {}
-    for ranking, columns in _shards(settings, both, wanted):
+    for ranking, columns in _shards(settings, both, wanted, column):
         best = ranking if best is None else merge([best, ranking], wanted)
         held |= columns
         held = {place: held[place] for place in _places(best)}
@@ -88,16 +94,16 @@ def search(
 
 
 def _shards(
-    settings: PipelineSettings, vectors: npt.NDArray[np.float16], wanted: int
+    settings: PipelineSettings, vectors: npt.NDArray[np.float16], wanted: int, column: str
 ) -> Iterator[tuple[Ranking, Columns]]:
     """Each shard's ranking for each of the vectors, with the source and familiarity of what it holds."""
     record = embed.state(settings.root)
 
     def rank(file: CommittedFile) -> tuple[Ranking, Columns]:
         with (record.root / file.path).open() as stream:
-            table = pq.ParquetFile(stream).read(columns=["example_id", "source", "embedding", "familiarity"])
+            table = pq.ParquetFile(stream).read(columns=["example_id", "source", column, "familiarity"])
         ids = table["example_id"].to_numpy()
-        ranking = rank_shard(vectors, vector_matrix(table), ids, wanted, shard=file.path)
+        ranking = rank_shard(vectors, vector_matrix(table, column), ids, wanted, shard=file.path)
         rows = sorted({row for _, row in _places(ranking)})
         some = table.select(["source", "familiarity"]).take(rows).to_pylist()
         return ranking, {

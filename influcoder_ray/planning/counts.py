@@ -61,6 +61,11 @@ class Counts:
     def _directions(self) -> int:
         return min(self.settings.distill.dimensions, self.settings.sketch.width)
 
+    @property
+    def _text_dimensions(self) -> int:
+        """Numbers in the vector of a text that is searched by beside it; 0 where none is."""
+        return self.models.reading.hidden if self.settings.rerank.text_candidates else 0
+
     def works(self) -> list[Work]:
         """The work of each stage that the settings want, in order; the report takes next to nothing."""
         stages: dict[str, Callable[[], Work]] = {
@@ -180,7 +185,8 @@ class Counts:
         cut = self.corpus.units(rows_per_unit)
         query_units = _units_of_table(self.sampled_queries, rows_per_unit)
         counts = (self.sampled_queries, self.corpus.usable_rows)
-        size = size_of_table(schemas.embeddings(self.dimensions), self.corpus.examples)
+        vectors = schemas.embeddings(self.dimensions, text_dimensions=self._text_dimensions or None)
+        size = size_of_table(vectors, self.corpus.examples)
         units = len(cut) + query_units
         return Work(
             "embed",
@@ -201,25 +207,27 @@ class Counts:
         kept, queries = self.settings.kept_per_query, self.sampled_queries
         usable = self.corpus.usable_rows
         examples = self.corpus.examples
-        ranked = queries * sum(min(kept, rows) for rows in cut)
+        near = self.settings.rerank.text_candidates
+        ranked = queries * sum(min(kept, rows) + min(near, rows) for rows in cut)
         written = (
             size_of_table(schemas.GROUP_INFLUENCE, examples).of(len(cut), usable)
             + size_of_table(schemas.RANKINGS, examples).of(len(cut), ranked)
             + size_of_table(schemas.HISTOGRAM, examples).of(len(cut), len(cut) * _bins_filled(queries, cut))
             + size_of_table(schemas.ATTRIBUTIONS, examples).of(1, queries * min(kept, usable))
+            + size_of_table(schemas.TEXT_NEIGHBOURS, examples).of(1, queries * min(near, usable))
         )
         return Work(
             "attribute",
             units=len(cut) + 1,
             rows=usable,
-            shared={"search": search_flops(queries, usable, self.dimensions)},
+            shared={"search": search_flops(queries, usable, self.dimensions + self._text_dimensions)},
             shared_units=len(cut),
             bytes_written=round(written),
             rests_on=("reading the vectors from storage is taken to keep up with the search",),
         )
 
     def _rerank(self) -> Work:
-        asked = self.sampled_queries * self.settings.rerank.candidates
+        asked = self.sampled_queries * self.settings.rerank.per_query
         different = min(asked, self.corpus.usable_rows)
         held = round(different * self.pool / max(1, self.corpus.usable_rows))
         new = different - held

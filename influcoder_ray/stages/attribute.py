@@ -1,6 +1,6 @@
 """Attribute: the top k of the corpus for each query, and the whole query set's influence, in one pass."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from influcoder_ray.stages import embed
 from influcoder_ray.stages.display import Display
 from influcoder_ray.stages.plan import StagePlan
 from influcoder_ray.stages.work.search import SearchTables, SearchWork, query_rows
+from influcoder_ray.stages.work.text_search import TextSearchWork
 from influcoder_ray.tables import schemas
 from influcoder_ray.tables.datafiles import DataFile
 from influcoder_ray.tables.fingerprint import Fingerprint, digest_of
@@ -22,22 +23,26 @@ from influcoder_ray.tables.state import Manifest, Output, StageState
 from influcoder_ray.tables.units import plan_units
 
 ATTRIBUTIONS, GROUP, HISTOGRAM = "attributions", "group_influence", "_state/attribute/histogram"
-_RANKINGS = "_state/attribute/rankings"
+TEXT_NEIGHBOURS = "text_neighbours"
+_RANKINGS, _TEXT_RANKINGS = "_state/attribute/rankings", "_state/attribute/text_rankings"
 ROWS_PER_UNIT = 1 << 20
 
 
 def state(root: Place) -> StageState:
-    return StageState(root, "attribute", (ATTRIBUTIONS, GROUP, _RANKINGS, HISTOGRAM))
+    tables = (ATTRIBUTIONS, GROUP, _RANKINGS, HISTOGRAM, TEXT_NEIGHBOURS, _TEXT_RANKINGS)
+    return StageState(root, "attribute", tables)
 
 
 def plan(settings: PipelineSettings) -> StagePlan:
     embedded = embed.state(settings.root)
+    texts = settings.rerank.text_candidates
     fingerprint = Fingerprint(
         {
             "stage": "attribute",
             "inputs": {"embed": embedded.finished().digest},
             "attribute": settings.attribute.model_dump(mode="json") | {"top_k": settings.kept_per_query},
         }
+        | ({"rerank": {"text_candidates": texts}} if texts else {})
     )
     units = plan_units(
         embedded.data_files(embed.CORPUS), rows_per_unit=ROWS_PER_UNIT, fingerprint=fingerprint.digest
@@ -51,14 +56,18 @@ def plan(settings: PipelineSettings) -> StagePlan:
         from influcoder_ray.stages.cluster import reserve
         from influcoder_ray.stages.units_on_ray import WorkPlan, run_units
 
-        arguments = {
+        work: Callable[..., Any] = SearchWork
+        arguments: dict[str, Any] = {
             "queries": queries,
             "tables": SearchTables(GROUP, _RANKINGS, HISTOGRAM),
             "top_k": settings.kept_per_query,
             "unfamiliar_below": settings.attribute.unfamiliar_below,
         }
+        if texts:
+            work = TextSearchWork
+            arguments |= {"text_rankings": _TEXT_RANKINGS, "text_candidates": texts}
         manifests = run_units(
-            WorkPlan(record, units, SearchWork, arguments),
+            WorkPlan(record, units, work, arguments),
             fingerprint,
             reserve(settings.workers.attribute),
             display,
@@ -75,10 +84,35 @@ def _merge(record: StageState, queries: Sequence[DataFile], settings: PipelineSe
     """The best of all units' rankings, with each one's place in the whole corpus."""
     found = query_rows(queries, ["example_id", "familiarity"])
     query_ids = found["example_id"].to_pylist()
-    unfamiliar_queries = int((found["familiarity"].to_numpy() < settings.attribute.unfamiliar_below).sum())
+    below = settings.attribute.unfamiliar_below
+    best = _best(record, _RANKINGS, query_ids, settings.kept_per_query, below)
+    kept = len(best["rank"]) // len(query_ids)
+    places = np.array([percentile_of_rank(r, rows) for r in range(1, kept + 1)], dtype=np.float32)
+    best["percentile"] = np.tile(places, len(query_ids))
+    tables = {ATTRIBUTIONS: pa.table(best, schema=schemas.ATTRIBUTIONS)}
+    if settings.rerank.text_candidates:
+        near = _best(record, _TEXT_RANKINGS, query_ids, settings.rerank.text_candidates, below)
+        tables[TEXT_NEIGHBOURS] = pa.table(near, schema=schemas.TEXT_NEIGHBOURS)
+    return Output(
+        tables,
+        rows_in=0,
+        rows_out=0,
+        counters={
+            "attributions": len(best["rank"]),
+            "unfamiliar_attributions": int(best["unfamiliar"].sum()),
+            "queries": len(query_ids),
+            "unfamiliar_queries": int((found["familiarity"].to_numpy() < below).sum()),
+        },
+    )
+
+
+def _best(
+    record: StageState, table_name: str, query_ids: Sequence[str], most: int, unfamiliar_below: float
+) -> dict[str, Any]:
+    """The best of all units' rankings in a table, query by query, as columns but for the percentile."""
     rankings, columns = [], {}
     examples = {f.path: m.rows_out for m in record.manifests().values() for f in m.files}
-    for file in record.files(_RANKINGS):
+    for file in record.files(table_name):
         with (record.root / file.path).open() as stream:
             table = pq.ParquetFile(stream).read()
         kept = table.num_rows // len(query_ids)
@@ -94,32 +128,16 @@ def _merge(record: StageState, queries: Sequence[DataFile], settings: PipelineSe
                 examples=examples[file.path],
             )
         )
-    best = merge(rankings, settings.kept_per_query)
+    best = merge(rankings, most)
     kept = best.scores.shape[1]
     places = list(zip(best.shards.reshape(-1), best.rows.reshape(-1), strict=True))
     familiarity = np.array([columns[shard][1][row] for shard, row in places], dtype=np.float32)
-    unfamiliar = familiarity < settings.attribute.unfamiliar_below
-    cells: dict[str, Any] = {
+    return {
         "query_id": np.repeat(np.array(query_ids, dtype=object), kept),
         "rank": np.tile(np.arange(1, kept + 1, dtype=np.int32), len(query_ids)),
         "example_id": best.ids.reshape(-1),
         "score": best.scores.reshape(-1),
-        "percentile": np.tile(
-            np.array([percentile_of_rank(r, rows) for r in range(1, kept + 1)], dtype=np.float32),
-            len(query_ids),
-        ),
         "source": [columns[shard][0][row] for shard, row in places],
         "familiarity": familiarity,
-        "unfamiliar": unfamiliar,
+        "unfamiliar": familiarity < unfamiliar_below,
     }
-    return Output(
-        {ATTRIBUTIONS: pa.table(cells, schema=schemas.ATTRIBUTIONS)},
-        rows_in=0,
-        rows_out=0,
-        counters={
-            "attributions": len(unfamiliar),
-            "unfamiliar_attributions": int(unfamiliar.sum()),
-            "queries": len(query_ids),
-            "unfamiliar_queries": unfamiliar_queries,
-        },
-    )

@@ -12,9 +12,9 @@ def sketch_matrix(table: pa.Table) -> np.ndarray:
     return np.frombuffer(b"".join(cells), dtype=dtype).reshape(-1, width)
 
 
-def vector_matrix(table: pa.Table) -> np.ndarray:
-    """The vectors (N, d) float16 of a table of embeddings."""
-    dimensions = table.schema.field("embedding").type.list_size
-    chunks = table.column("embedding").chunks
+def vector_matrix(table: pa.Table, column: str = "embedding") -> np.ndarray:
+    """The vectors (N, d) float16 of a table of embeddings, or of another of its columns."""
+    dimensions = table.schema.field(column).type.list_size
+    chunks = table.column(column).chunks
     parts = [chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, dimensions) for chunk in chunks]
     return np.concatenate(parts) if parts else np.zeros((0, dimensions), np.float16)

@@ -29,8 +29,11 @@ ATTRIBUTIONS = pa.schema(
     ]
 )
 
-# `score` is null where an example, or the query, has no gradient; the encoder's columns are null where the
-# search found the example for other queries alone.
+# As `ATTRIBUTIONS`, by the cosine of the texts' own vectors.
+TEXT_NEIGHBOURS = pa.schema([field for field in ATTRIBUTIONS if field.name != "percentile"])
+
+# `score` is null where an example, or the query, has no gradient; the encoder's columns are null where its
+# search found the example for other queries alone, or only the search by texts found it.
 RERANKED = pa.schema(
     [
         pa.field("query_id", pa.string(), nullable=False),
@@ -210,17 +213,27 @@ def candidates(dimensions: int | None) -> pa.Schema:
     )
 
 
-def embeddings(dimensions: int) -> pa.Schema:
+def embeddings(dimensions: int, *, text_dimensions: int | None = None) -> pa.Schema:
     """The unit vectors of a corpus at float16, `dimensions` numbers each.
 
     `familiarity`, 0 to 100, says how near a text lies to what the encoder was trained on: the share, in
     per cent, of held-out texts of the sample that lie as far out or farther.
+
+    Args:
+        text_dimensions: numbers of `text_embedding`, the unit vector of what a text is about; None where
+            there is no such column.
     """
+    texts = [] if text_dimensions is None else [_vector("text_embedding", text_dimensions)]
     return pa.schema(
         [
             pa.field("example_id", pa.string(), nullable=False),
             pa.field("source", pa.string(), nullable=False),
-            pa.field("embedding", pa.list_(pa.float16(), dimensions), nullable=False),
+            _vector("embedding", dimensions),
             pa.field("familiarity", pa.float32(), nullable=False),
+            *texts,
         ]
     )
+
+
+def _vector(name: str, dimensions: int) -> pa.Field:
+    return pa.field(name, pa.list_(pa.float16(), dimensions), nullable=False)

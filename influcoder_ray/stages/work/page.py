@@ -197,21 +197,29 @@ def _exact_order(
 
 
 def _familiarity_of(settings: PipelineSettings, example_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """`familiarity` and `unfamiliar` of examples that the search has kept for some query."""
-    table = attribute.state(settings.root).read(
-        attribute.ATTRIBUTIONS,
-        schemas.ATTRIBUTIONS,
-        ["example_id", "familiarity", "unfamiliar"],
-        pc.field("example_id").isin(pa.array(sorted(set(example_ids)), pa.string())),
-    )
-    return {row.pop("example_id"): row for row in table.to_pylist()}
+    """`familiarity` and `unfamiliar` of examples that either search has kept for some query."""
+    names = ["example_id", "familiarity", "unfamiliar"]
+    wanted = pc.field("example_id").isin(pa.array(sorted(set(example_ids)), pa.string()))
+    found = {}
+    for name, schema in (
+        (attribute.TEXT_NEIGHBOURS, schemas.TEXT_NEIGHBOURS),
+        (attribute.ATTRIBUTIONS, schemas.ATTRIBUTIONS),
+    ):
+        table = attribute.state(settings.root).read(name, schema, names, wanted)
+        found.update({row.pop("example_id"): row for row in table.to_pylist()})
+    return found
 
 
 def _reranked(record: StageState) -> Reranked:
     totals = _totals(record)
     held = record.fingerprint()
-    candidates = held.fields["rerank"]["candidates"] if held else 0
-    return Reranked(candidates, int(totals["contents"]), int(totals["gradient_evaluations"]))
+    asked = held.fields["rerank"] if held else {"candidates": 0}
+    return Reranked(
+        asked["candidates"],
+        int(totals["contents"]),
+        int(totals["gradient_evaluations"]),
+        asked.get("text_candidates", 0),
+    )
 
 
 def _query_familiarity(settings: PipelineSettings) -> dict[str, QueryFamiliarity]:

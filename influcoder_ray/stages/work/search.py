@@ -59,7 +59,7 @@ class SearchWork:
                     {"example_id": ids, "source": sources, "score": group, "familiarity": familiarity},
                     schema=schemas.GROUP_INFLUENCE,
                 ),
-                self._tables.rankings: _ranking_table(ranking, sources, familiarity),
+                self._tables.rankings: ranking_table(ranking, rows),
                 self._tables.histogram: pa.table(
                     {"count": pair_histogram(self._queries, vectors).counts}, schema=schemas.HISTOGRAM
                 ),
@@ -79,15 +79,17 @@ def query_rows(files: Sequence[DataFile], columns: Sequence[str]) -> pa.Table:
     return pa.concat_tables(parts).sort_by("example_id")
 
 
-def _ranking_table(ranking: Ranking, sources: np.ndarray, familiarity: np.ndarray) -> pa.Table:
+def ranking_table(ranking: Ranking, rows: pa.Table) -> pa.Table:
+    """The best rows of a unit for each query, with their source and familiarity."""
     queries, kept = ranking.scores.shape
+    found = rows.select(["source", "familiarity"]).take(pa.array(ranking.rows.reshape(-1)))
     return pa.table(
         {
             "query": np.repeat(np.arange(queries, dtype=np.int32), kept),
             "score": ranking.scores.reshape(-1),
             "example_id": ranking.ids.reshape(-1),
-            "source": sources[ranking.rows].reshape(-1),
-            "familiarity": familiarity[ranking.rows].reshape(-1),
+            "source": found["source"],
+            "familiarity": found["familiarity"],
         },
         schema=schemas.RANKINGS,
     )
