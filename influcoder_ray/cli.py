@@ -107,6 +107,7 @@ def attribute(
 
 
 _stage_command("rerank", "Order each query's best examples by exact influence.")
+_stage_command("mark", "Split the influence of the examples that the report shows over their tokens.")
 
 
 @app.command("select")

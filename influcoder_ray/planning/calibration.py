@@ -37,7 +37,7 @@ _SEARCHED_ROWS, _MOST_QUERIES = 16_384, 512
 
 # Workers of a stage that start one after the other: those of its pools, of its training, of single steps.
 _STARTS = {"sample": 2, "sketch": 1, "explore": 3, "distill": 3}
-_STARTS |= {"embed": 1, "attribute": 1, "rerank": 2, "evaluate": 1, "validate": 2}
+_STARTS |= {"embed": 1, "attribute": 1, "rerank": 2, "evaluate": 1, "validate": 2, "mark": 2}
 # What a worker imports before it does anything.
 _IMPORTS = "import ray.data, ray.train.torch, torch, transformers, influcoder_ray.stages.units_on_ray"
 
@@ -80,7 +80,7 @@ def calibrate(
         forward, encoder_start = _forward(settings, corpus.examples, device, _ENCODER_SHARE * seconds)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "this machine's CPU"
     loaded = {"sketch": teacher_start, "explore": teacher_start + encoder_start, "rerank": teacher_start}
-    loaded |= {"distill": encoder_start, "embed": encoder_start}
+    loaded |= {"distill": encoder_start, "embed": encoder_start, "mark": teacher_start}
     loaded |= dict.fromkeys(("evaluate", "validate"), teacher_start + encoder_start)
     return replace(
         bare,

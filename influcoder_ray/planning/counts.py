@@ -13,7 +13,7 @@ from influcoder_ray.planning.data import Survey
 from influcoder_ray.planning.lengths import Models, PerRow
 from influcoder_ray.planning.storage import FileSize, size_of_examples, size_of_table
 from influcoder_ray.planning.work import Work
-from influcoder_ray.stages import sample, validate
+from influcoder_ray.stages import mark, sample, validate
 from influcoder_ray.tables import schemas
 from influcoder_ray.tables.datafiles import DataFile
 from influcoder_ray.tables.place import Place
@@ -78,6 +78,7 @@ class Counts:
             "rerank": self._rerank,
             "evaluate": self._evaluate,
             "validate": self._validate,
+            "mark": self._mark,
         }
         counted = self.corpus.counted and self.queries.counted
         return [
@@ -303,6 +304,26 @@ class Counts:
             alone={"encoder": scoring},
             bytes_written=round(written),
             rests_on=("a fine-tuning step is taken for the gradients of its examples",),
+        )
+
+    def _mark(self) -> Work:
+        spec = self.settings.report
+        queries = min(spec.queries, self.sampled_queries)
+        pairs = queries * min(spec.marked, spec.examples_per_query, self.corpus.usable_rows)
+        units = -(-queries // mark.QUERIES_PER_UNIT)
+        # Each query once for its gradient, and once for how its own tokens carry what its examples' do.
+        flops = pairs * self.of_corpus.gradient_flops + 2 * queries * self.of_queries.gradient_flops
+        tokens = pairs * self.of_corpus.teacher_tokens
+        shares = size_of_table(schemas.TOKEN_SHARES, self.corpus.examples)
+        _, in_small_groups = _example_sizes(self.corpus)
+        return Work(
+            "mark",
+            units=units + 1,
+            rows=pairs,
+            tokens=round(tokens),
+            shared={"gradients": flops},
+            shared_units=units,
+            bytes_written=round(in_small_groups.of(1, pairs) + shares.of(units, round(tokens))),
         )
 
     @cached_property

@@ -46,6 +46,23 @@ RERANKED = pa.schema(
     ]
 )
 
+# An example, and the query that its influence is on.
+PAIRS = pa.schema([*EXAMPLES, pa.field("query_id", pa.string(), nullable=False)])
+
+# What stretches of an example's text add to its influence on a query: characters from `start` up to `end` of
+# its `part`, "prompt" or "response". The rest of `influence` lies in what the template puts around.
+TOKEN_SHARES = pa.schema(
+    [
+        pa.field("query_id", pa.string(), nullable=False),
+        pa.field("example_id", pa.string(), nullable=False),
+        pa.field("part", pa.string(), nullable=False),
+        pa.field("start", pa.int32(), nullable=False),
+        pa.field("end", pa.int32(), nullable=False),
+        pa.field("contribution", pa.float32(), nullable=False),
+        pa.field("influence", pa.float32(), nullable=False),
+    ]
+)
+
 CONTENTS = pa.schema(
     [
         pa.field("example_id", pa.string(), nullable=False),
