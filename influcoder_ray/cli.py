@@ -39,6 +39,7 @@ _stage("distill", "Train the encoder to rank as the sketches do.")
 _stage("embed", "Embed the full corpus with the trained encoder.")
 app.command()(attribute)
 _stage("rerank", "Order each query's best examples by exact influence.")
+_stage("mark", "Split the influence of the examples that the report shows over their tokens.")
 app.command("select")(select_rows)
 app.command("filter")(filter_rows)
 for command in (evaluate, validate, report, run, plan, explain, demo, doctor):

@@ -132,6 +132,18 @@ class RerankSpec(Spec):
         description="Best examples of each query whose gradients are computed and which are then ordered by "
         "exact influence; 0 for none.",
     )
+    text_candidates: int = Field(
+        default=0,
+        ge=0,
+        description="Examples with texts most similar to each query's own, which are candidates beside the "
+        "encoder's; 0 for none. The encoder predicts what gradients of many texts share, and a name is in "
+        "few of them: texts find it. The embed stage then keeps a second vector of each row.",
+    )
+
+    @property
+    def per_query(self) -> int:
+        """The most candidates that a query can have."""
+        return self.candidates + self.text_candidates
 
 
 class EvaluateSpec(Spec):
@@ -158,6 +170,12 @@ class ReportSpec(Spec):
     title: str = Field(default="Training data attribution", description="The report's heading.")
     queries: int = Field(default=20, ge=1, description="Queries shown, test queries first.")
     examples_per_query: int = Field(default=5, ge=1, description="Influential examples shown for each query.")
+    marked: int = Field(
+        default=0,
+        ge=0,
+        description="Best examples of each shown query whose tokens are shaded by how much of the exact "
+        "influence they carry, which takes their gradients once more; 0 for none.",
+    )
     table_rows: int = Field(
         default=600,
         ge=0,
@@ -200,7 +218,7 @@ class ResourceSpec(Spec):
     )
     sketch: WorkersSpec = Field(
         default=WorkersSpec(),
-        description="Workers that hold the causal LM, to sketch, explore, re-rank and validate.",
+        description="Workers that hold the causal LM, to sketch, explore, re-rank, validate and mark.",
     )
     distill: WorkersSpec = Field(default=WorkersSpec(max=1), description="Workers that train the encoder.")
     embed: WorkersSpec = Field(default=WorkersSpec(), description="Workers that hold the encoder.")

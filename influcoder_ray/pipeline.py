@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 STAGES = (
     *("sample", "sketch", "explore", "distill", "embed", "attribute", "rerank", "select", "filter"),
-    *("evaluate", "validate", "report"),
+    *("evaluate", "validate", "mark", "report"),
 )
 SUMMARY, SETTINGS = "run_summary.json", "settings.yaml"
 _WITHOUT_RAY = ("report",)

@@ -20,7 +20,12 @@ def explain(
     top: Annotated[int, typer.Option(min=1, metavar="K", help="Examples to show at either end.")] = 5,
     rerank: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Order the N best by exact influence.", show_default=False),
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Order the N best, and the N most similar texts where kept, by exact influence.",
+            show_default=False,
+        ),
     ] = None,
     tokens: Annotated[
         bool, typer.Option("--tokens", help="Mark the tokens that carry the influence, exactly.")

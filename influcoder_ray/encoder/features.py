@@ -112,6 +112,15 @@ def traits(found: Tensor, reading: Reading) -> Tensor:
     return torch.cat([*means, parts[-1]], dim=1)
 
 
+def text_vectors(found: Tensor, reading: Reading) -> Tensor:
+    """What texts are about, as unit vectors (N, h), of their traits (N, t).
+
+    They are the last layer's mean token states, as encoders of sentences pool them. Two texts with the same
+    names in them are near each other, and training moves that little: what the head makes of it does not say.
+    """
+    return found[:, (len(reading.layers) - 1) * reading.hidden : len(reading.layers) * reading.hidden]
+
+
 def _mean(states: Tensor, where: Tensor) -> Tensor:
     weights = where.unsqueeze(-1).to(states.dtype)
     return (states * weights).sum(1) / weights.sum(1).clamp(min=1)

@@ -238,9 +238,14 @@ def reference_scores(
 
 
 def rerank(
-    predicted: npt.ArrayLike, exact: npt.ArrayLike, candidates: int, *, shared: bool
+    predicted: npt.ArrayLike,
+    exact: npt.ArrayLike,
+    candidates: int,
+    *,
+    shared: bool,
+    beside: npt.ArrayLike | None = None,
 ) -> tuple[Array, Mask]:
-    """Scores (Q, P) after exact re-ranking, and which rows' exact scores it took, (P,) bool.
+    """Scores (Q, P) after exact re-ranking, and each query's own candidates, (Q, P) bool.
 
     The `candidates` rows of each query with the highest predicted scores stand first, by their exact scores;
     the others follow by their predicted ones. Among equal predicted scores the lower position is a candidate.
@@ -248,22 +253,25 @@ def rerank(
     Args:
         shared: whether each query ranks the candidates of all queries, as the stage `rerank` does, or its own
             alone.
+        beside: (Q, P) scores of a second kind, whose `candidates` best rows of each query are candidates too.
 
     Raises:
         ValueError: shapes differ, are not two-dimensional or are empty; a score is not finite;
             candidates < 0.
     """
     found, truth = _finite("predicted", predicted), _finite("exact", exact)
-    if found.shape != truth.shape:
-        raise ValueError(f"predicted has shape {found.shape} and exact {truth.shape}; they must be equal")
+    sides = [found] if beside is None else [found, _finite("beside", beside)]
+    for name, values in zip(("predicted", "beside"), sides, strict=False):
+        if values.shape != truth.shape:
+            raise ValueError(f"{name} has shape {values.shape} and exact {truth.shape}; they must be equal")
     if candidates < 0:
         raise ValueError(f"candidates is {candidates}; at least 0 is needed")
-    own = np.zeros(found.shape, dtype=np.bool_)
-    np.put_along_axis(own, np.argsort(-found, axis=1, kind="stable")[:, :candidates], True, axis=1)
-    evaluated: Mask = np.asarray(own.any(axis=0))
-    first = np.broadcast_to(evaluated, own.shape) if shared else own
+    own: Mask = np.zeros(found.shape, dtype=np.bool_)
+    for values in sides:
+        np.put_along_axis(own, np.argsort(-values, axis=1, kind="stable")[:, :candidates], True, axis=1)
+    first = np.broadcast_to(own.any(axis=0), own.shape) if shared else own
     # Both halves are scaled to a width of at most 1 and stand apart by 1, so that neither loses its order.
-    return np.where(first, 2 + _spread(truth), _spread(found)), evaluated
+    return np.where(first, 2 + _spread(truth), _spread(found)), own
 
 
 def _spread(values: Array) -> Array:

@@ -17,6 +17,7 @@ from influcoder_ray.explain.search import Extremes, Found, search
 from influcoder_ray.explain.texts import examples_at
 from influcoder_ray.explain.vectors import QueryVector, Wanted, query_vector
 from influcoder_ray.gradients.generation import generate
+from influcoder_ray.stages.work.text_search import TEXTS
 
 # An answer of the model's own has at most this many tokens, and at most half of the window.
 _ANSWER_TOKENS = 128
@@ -127,6 +128,9 @@ class Attributor:
     ) -> pa.Table:
         """The k best of the encoder's `candidates` best examples by exact influence, best first.
 
+        Where the run has kept text vectors (its setting rerank.text_candidates), the `candidates` examples
+        whose texts are most similar to the query's are candidates too.
+
         Exact influence is the cosine of sketched gradients, as the run's settings define it: what its
         `rerank` stage takes. Gradients that the run holds are not computed again. An example without gradient
         stands behind all others, its score null.
@@ -134,13 +138,13 @@ class Attributor:
         Args:
             query, response, vector: as for `attribute`; the causal LM is loaded, unless the run holds every
                 gradient that is needed.
-            candidates: how many of the encoder's best to look at.
-            k: how many to give, at most `candidates`.
+            candidates: how many of the encoder's best to look at, and of the most similar texts.
+            k: how many to give, at most all candidates.
 
         Returns:
             Columns: rank (among the candidates), score (exact influence), encoder_rank, encoder_score,
-            percentile (both of the search), example_id, source, familiarity, unfamiliar, prompt, response.
-            Metadata as for `attribute`.
+            percentile (all three of the encoder's search; null for what was found by its text alone),
+            example_id, source, familiarity, unfamiliar, prompt, response. Metadata as for `attribute`.
 
         Raises:
             UserError: the query has no gradient, or the model or the corpus cannot be used.
@@ -150,20 +154,20 @@ class Attributor:
             raise ValueError(f"k is {k} and candidates {candidates}; at least 1 is needed")
         asked = self._question(query, response)
         own, ends = self._search(asked, candidates, 0, "gradient" if vector == "auto" else vector)
-        pairs = self._with_examples(ends.most)
+        by_encoder = {f.source: f for f in ends.most}
+        near = self._near(own, candidates) if self.run.keeps_texts else []
+        pairs = self._with_examples([*ends.most, *(f for f in near if f.source not in by_encoder)])
         scores = exact_influence(self.run, asked.example, [example for _, example in pairs])
-        rows = [
-            self._row(f, e) | {"score": score, "encoder_rank": f.rank, "encoder_score": f.score}
-            for (f, e), score in zip(pairs, scores, strict=True)
-        ]
-        # As `attribution.topk`: by score, equal ones by id; without gradient in the encoder's order.
-        rows.sort(
-            key=lambda row: (
-                row["score"] is None,
-                -(row["score"] or 0.0),
-                row["encoder_rank"] if row["score"] is None else row["example_id"],
-            )
-        )
+        rows = []
+        for (found, example), score in zip(pairs, scores, strict=True):
+            place: dict[str, Any] = {"encoder_rank": found.rank, "encoder_score": found.score}
+            if found.source not in by_encoder:
+                place = dict.fromkeys((*place, "percentile"))
+            rows.append(self._row(found, example) | {"score": score} | place)
+        # As `attribution.topk`: by score, equal ones by id; without gradient in the order of the search.
+        compared = [row for row in rows if row["score"] is not None]
+        compared.sort(key=lambda row: (-row["score"], row["example_id"]))
+        rows = [*compared, *(row for row in rows if row["score"] is None)]
         ranked = [row | {"rank": rank} for rank, row in enumerate(rows[:k], 1)]
         return _table(ranked, tables.RERANKED, _about(asked, own, ends.rows))
 
@@ -223,6 +227,10 @@ class Attributor:
     def _search(self, asked: Question, most: int, least: int, wanted: Wanted) -> tuple[QueryVector, Extremes]:
         own = query_vector(self.run, asked.example, wanted)
         return own, search(self.run.settings, own.vector, most=most, least=least)
+
+    def _near(self, own: QueryVector, most: int) -> list[Found]:
+        """The examples whose texts are most similar to the query's."""
+        return search(self.run.settings, own.text, most=most, column=TEXTS).most
 
     def _with_examples(self, found: Sequence[Found]) -> list[tuple[Found, Example]]:
         examples = examples_at(self.run.settings, [(f.example_id, f.source) for f in found])

@@ -21,6 +21,7 @@ from influcoder_ray.stages import distill, embed, sketch
 from influcoder_ray.stages.folders import at_hand
 from influcoder_ray.stages.signals import fit_preconditioner
 from influcoder_ray.stages.work.embedding import load_familiarity
+from influcoder_ray.stages.work.text_search import TEXTS
 from influcoder_ray.tables import schemas
 from influcoder_ray.tables.arrays import sketch_matrix
 
@@ -82,6 +83,12 @@ class Run:
         return Teacher.load(
             at_hand(settings.model), at_hand(settings.adapter), seed=settings.seed, device=self.device
         )
+
+    @cached_property
+    def keeps_texts(self) -> bool:
+        """Whether the corpus's rows have text vectors, by which it can be searched beside the encoder's."""
+        files = embed.state(self.settings.root).data_files(embed.QUERIES)
+        return bool(files) and TEXTS in files[0].columns
 
     @cached_property
     def sketch(self) -> CountSketch:

@@ -61,7 +61,12 @@ Columns = dict[tuple[str, int], tuple[str, float]]
 
 
 def search(
-    settings: PipelineSettings, vector: npt.NDArray[np.float32], *, most: int, least: int = 0
+    settings: PipelineSettings,
+    vector: npt.NDArray[np.float32],
+    *,
+    most: int,
+    least: int = 0,
+    column: str = "embedding",
 ) -> Extremes:
     """Search a run's embeddings, shard by shard; no more than a few shards are in memory at once.
 
@@ -71,6 +76,7 @@ def search(
     Args:
         vector: (d,) of the query; it is rounded to float16, as the corpus's are.
         most, least: how many examples to find at either end, at least 1 of them.
+        column: the embeddings' column with the vectors that are searched.
 
     Raises:
         ValueError: most and least are both below 1; the vector has another width or is not finite.
@@ -83,8 +89,9 @@ def search(
     held: Columns = {}
     record = embed.state(settings.root)
     files = record.files(embed.CORPUS)
-    shards = _by_signs if settings.embed.vectors == "binary" else _whole_shards
-    for ranking, columns in shards(record, files, both, wanted):
+    by_signs = settings.embed.vectors == "binary" and column == "embedding"
+    shards = (record, files, both, wanted)
+    for ranking, columns in _by_signs(*shards) if by_signs else _whole(*shards, column):
         best = ranking if best is None else merge([best, ranking], wanted)
         held |= columns
         held = {place: held[place] for place in _places(best)}
@@ -99,8 +106,12 @@ def search(
 Shard = tuple[Ranking, Columns]
 
 
-def _whole_shards(
-    record: StageState, files: Sequence[CommittedFile], vectors: npt.NDArray[np.float16], wanted: int
+def _whole(
+    record: StageState,
+    files: Sequence[CommittedFile],
+    vectors: npt.NDArray[np.float16],
+    wanted: int,
+    column: str,
 ) -> Iterator[Shard]:
     """Each shard's ranking for each of the vectors, with the source and familiarity of what it holds."""
     scan = Scan(vectors, wanted)
@@ -111,7 +122,9 @@ def _whole_shards(
             table = pq.ParquetFile(stream).read(columns=_CELLS)
         ids = table["example_id"]
         ranking = scan.rank(
-            read_vectors(place), lambda rows: ids.take(pa.array(rows)).to_numpy(), shard=file.path
+            read_vectors(place, column=column),
+            lambda rows: ids.take(pa.array(rows)).to_numpy(),
+            shard=file.path,
         )
         return ranking, _columns(ranking, table)
 

@@ -98,8 +98,11 @@ def _field(name: str, text: str, console: Console, style: str = "") -> None:
 
 def _example(row: Mapping[str, Any], tokens: Sequence[Mapping[str, Any]] | None, console: Console) -> None:
     line = Text.assemble((f"{row['rank']:>6,}  ", "bold"), (f"{_signed(row['score']):>6}", "bold"))
-    line.append(f"  percentile {percentile(row['percentile'])}")
-    if "encoder_rank" in row:
+    if row["percentile"] is None:
+        line.append("  found by its text, not by embeddings")
+    else:
+        line.append(f"  percentile {percentile(row['percentile'])}")
+    if row.get("encoder_rank") is not None:
         line.append(f" ({_signed(row['encoder_score'])}, place {row['encoder_rank']:,}) by embeddings")
     line.append(f"  {middle_cut(row['example_id'], _NAME)}")
     if row["source"] != row["example_id"]:

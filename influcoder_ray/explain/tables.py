@@ -23,14 +23,15 @@ ATTRIBUTED = pa.schema(
 )
 
 # `rank` is the place among the candidates; `score` the exact influence, null where an example has no
-# gradient; `encoder_rank`, `encoder_score` and `percentile` are what the search gave.
+# gradient; `encoder_rank`, `encoder_score` and `percentile` are what the encoder's search gave, null where
+# an example was found by its text alone.
 RERANKED = pa.schema(
     [
         pa.field("rank", pa.int64(), nullable=False),
         pa.field("score", pa.float32()),
-        pa.field("encoder_rank", pa.int64(), nullable=False),
-        pa.field("encoder_score", pa.float32(), nullable=False),
-        pa.field("percentile", pa.float64(), nullable=False),
+        pa.field("encoder_rank", pa.int64()),
+        pa.field("encoder_score", pa.float32()),
+        pa.field("percentile", pa.float64()),
         *_PLACE,
     ]
 )

@@ -45,7 +45,7 @@ _CORES_OF_RAY = 0.3
 
 # Workers of a stage that start one after the other: those of its pools, of its training, of single steps.
 _STARTS = {"sample": 2, "sketch": 1, "explore": 3, "distill": 3}
-_STARTS |= {"embed": 1, "attribute": 1, "rerank": 2, "evaluate": 1, "validate": 2}
+_STARTS |= {"embed": 1, "attribute": 1, "rerank": 2, "evaluate": 1, "validate": 2, "mark": 2}
 # What a worker imports before it does anything.
 _IMPORTS = "import ray.data, ray.train.torch, torch, transformers, influcoder_ray.stages.units_on_ray"
 
@@ -91,7 +91,7 @@ def calibrate(
         steps = _training(settings, encoder, corpus.examples, _TRAINING_SHARE * seconds)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "this machine's CPU"
     loaded = {"sketch": teacher_start, "explore": teacher_start + encoder_start, "rerank": teacher_start}
-    loaded |= {"distill": encoder_start, "embed": encoder_start}
+    loaded |= {"distill": encoder_start, "embed": encoder_start, "mark": teacher_start}
     loaded |= dict.fromkeys(("evaluate", "validate"), teacher_start + encoder_start)
     kept = _left_by_ray() if device.type == "cpu" else 1.0
     measured: dict[Kind, Measured] = {"gradients": gradients, "encoder": forward, "training": steps}

@@ -13,7 +13,7 @@ from influcoder_ray.planning.data import Survey
 from influcoder_ray.planning.lengths import Models, PerRow
 from influcoder_ray.planning.storage import FileSize, size_of_examples, size_of_table
 from influcoder_ray.planning.work import Kind, Work
-from influcoder_ray.stages import sample, validate
+from influcoder_ray.stages import mark, sample, validate
 from influcoder_ray.tables import schemas
 from influcoder_ray.tables.datafiles import DataFile
 from influcoder_ray.tables.place import Place
@@ -61,6 +61,11 @@ class Counts:
     def _directions(self) -> int:
         return min(self.settings.distill.dimensions, self.settings.sketch.width)
 
+    @property
+    def _text_dimensions(self) -> int:
+        """Numbers in the vector of a text that is searched by beside it; 0 where none is."""
+        return self.models.reading.hidden if self.settings.rerank.text_candidates else 0
+
     def works(self) -> list[Work]:
         """The work of each stage that the settings want, in order; the report takes next to nothing."""
         stages: dict[str, Callable[[], Work]] = {
@@ -73,6 +78,7 @@ class Counts:
             "rerank": self._rerank,
             "evaluate": self._evaluate,
             "validate": self._validate,
+            "mark": self._mark,
         }
         counted = self.corpus.counted and self.queries.counted
         return [
@@ -180,7 +186,11 @@ class Counts:
         cut = self.corpus.units(rows_per_unit)
         query_units = _units_of_table(self.sampled_queries, rows_per_unit)
         counts = (self.sampled_queries, self.corpus.usable_rows)
-        schema = schemas.embeddings(self.dimensions, self.settings.embed.vectors)
+        schema = schemas.embeddings(
+            self.dimensions,
+            self.settings.embed.vectors,
+            text_dimensions=self._text_dimensions or None,
+        )
         size = size_of_table(schema, self.corpus.examples)
         units = len(cut) + query_units
         return Work(
@@ -202,25 +212,27 @@ class Counts:
         kept, queries = self.settings.kept_per_query, self.sampled_queries
         usable = self.corpus.usable_rows
         examples = self.corpus.examples
-        ranked = queries * sum(min(kept, rows) for rows in cut)
+        near = self.settings.rerank.text_candidates
+        ranked = queries * sum(min(kept, rows) + min(near, rows) for rows in cut)
         written = (
             size_of_table(schemas.GROUP_INFLUENCE, examples).of(len(cut), usable)
             + size_of_table(schemas.RANKINGS, examples).of(len(cut), ranked)
             + size_of_table(schemas.HISTOGRAM, examples).of(len(cut), len(cut) * _bins_filled(queries, cut))
             + size_of_table(schemas.ATTRIBUTIONS, examples).of(1, queries * min(kept, usable))
+            + size_of_table(schemas.TEXT_NEIGHBOURS, examples).of(1, queries * min(near, usable))
         )
         return Work(
             "attribute",
             units=len(cut) + 1,
             rows=usable,
-            shared={"search": search_flops(queries, usable, self.dimensions)},
+            shared={"search": search_flops(queries, usable, self.dimensions + self._text_dimensions)},
             shared_units=len(cut),
             bytes_written=round(written),
             rests_on=("reading the vectors from storage is taken to keep up with the search",),
         )
 
     def _rerank(self) -> Work:
-        asked = self.sampled_queries * self.settings.rerank.candidates
+        asked = self.sampled_queries * self.settings.rerank.per_query
         different = min(asked, self.corpus.usable_rows)
         held = round(different * self.pool / max(1, self.corpus.usable_rows))
         new = different - held
@@ -296,6 +308,26 @@ class Counts:
             alone={"encoder": scoring},
             bytes_written=round(written),
             rests_on=("a fine-tuning step is taken for the gradients of its examples",),
+        )
+
+    def _mark(self) -> Work:
+        spec = self.settings.report
+        queries = min(spec.queries, self.sampled_queries)
+        pairs = queries * min(spec.marked, spec.examples_per_query, self.corpus.usable_rows)
+        units = -(-queries // mark.QUERIES_PER_UNIT)
+        # Each query once for its gradient, and once for how its own tokens carry what its examples' do.
+        flops = pairs * self.of_corpus.gradient_flops + 2 * queries * self.of_queries.gradient_flops
+        tokens = pairs * self.of_corpus.teacher_tokens
+        shares = size_of_table(schemas.TOKEN_SHARES, self.corpus.examples)
+        _, in_small_groups = _example_sizes(self.corpus)
+        return Work(
+            "mark",
+            units=units + 1,
+            rows=pairs,
+            tokens=round(tokens),
+            shared={"gradients": flops},
+            shared_units=units,
+            bytes_written=round(in_small_groups.of(1, pairs) + shares.of(units, round(tokens))),
         )
 
     @cached_property

@@ -135,7 +135,8 @@ def _compute_seconds(found: Mapping[str, float]) -> float:
 
 def _workers(settings: PipelineSettings, work: Work, found: Mapping[str, float]) -> int:
     """How many workers a stage had: as many as the settings allow, else as few as could have done it."""
-    stage = {"explore": "sketch", "rerank": "sketch", "validate": "sketch"}.get(work.stage, work.stage)
+    of_sketch = ("explore", "rerank", "validate", "mark")
+    stage = "sketch" if work.stage in of_sketch else work.stage
     allowed: int | None = getattr(settings.workers, stage).max
     least = math.ceil(_compute_seconds(found) / max(float(found["wall_seconds"]), 1e-9))
     return max(1, min(allowed if allowed is not None else least, work.shared_units))

@@ -73,11 +73,13 @@ class QueryPage:
 @dataclass(frozen=True)
 class Reranked:
     """How the best were ordered anew: `candidates` of each query, `contents` different ones in all, and the
-    gradients that were computed for them; the others' were in the sample."""
+    gradients that were computed for them; the others' were in the sample. `text_candidates` of each query are
+    those whose texts are most similar to its own, which come beside the encoder's."""
 
     candidates: int
     contents: int
     gradient_evaluations: int
+    text_candidates: int = 0
 
 
 @dataclass(frozen=True)

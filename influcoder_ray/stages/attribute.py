@@ -1,6 +1,6 @@
 """Attribute: the top k of the corpus for each query, and the whole query set's influence, in one pass."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,24 +21,28 @@ from influcoder_ray.tables.state import Manifest, Output, StageState
 from influcoder_ray.tables.units import plan_units
 
 ATTRIBUTIONS, GROUP, HISTOGRAM = "attributions", "group_influence", "_state/attribute/histogram"
-_RANKINGS = "_state/attribute/rankings"
+TEXT_NEIGHBOURS = "text_neighbours"
+_RANKINGS, _TEXT_RANKINGS = "_state/attribute/rankings", "_state/attribute/text_rankings"
 ROWS_PER_UNIT = 1 << 18
 # Places of rankings that are merged at once: some tens of megabytes of ids.
 _PLACES_AT_ONCE = 1 << 17
 
 
 def state(root: Place) -> StageState:
-    return StageState(root, "attribute", (ATTRIBUTIONS, GROUP, _RANKINGS, HISTOGRAM))
+    tables = (ATTRIBUTIONS, GROUP, _RANKINGS, HISTOGRAM, TEXT_NEIGHBOURS, _TEXT_RANKINGS)
+    return StageState(root, "attribute", tables)
 
 
 def plan(settings: PipelineSettings) -> StagePlan:
     embedded = embed.state(settings.root)
+    texts = settings.rerank.text_candidates
     fingerprint = Fingerprint(
         {
             "stage": "attribute",
             "inputs": {"embed": embedded.finished().digest},
             "attribute": settings.attribute.model_dump(mode="json") | {"top_k": settings.kept_per_query},
         }
+        | ({"rerank": {"text_candidates": texts}} if texts else {})
     )
     units = plan_units(
         embedded.data_files(embed.CORPUS), rows_per_unit=ROWS_PER_UNIT, fingerprint=fingerprint.digest
@@ -54,16 +58,20 @@ def plan(settings: PipelineSettings) -> StagePlan:
         from influcoder_ray.stages.work.search import SearchTables, SearchWork
 
         reservation = reserve(settings.workers.attribute)
-        arguments = {
+        work: Callable[..., Any] = SearchWork
+        arguments: dict[str, Any] = {
             "queries": queries,
             "tables": SearchTables(GROUP, _RANKINGS, HISTOGRAM),
             "top_k": settings.kept_per_query,
             "unfamiliar_below": settings.attribute.unfamiliar_below,
             "threads": reservation.threads,
         }
-        manifests = run_units(
-            WorkPlan(record, units, SearchWork, arguments), fingerprint, reservation, display
-        )
+        if texts:
+            from influcoder_ray.stages.work.text_search import TextSearchWork
+
+            work = TextSearchWork
+            arguments |= {"text_rankings": _TEXT_RANKINGS, "text_candidates": texts}
+        manifests = run_units(WorkPlan(record, units, work, arguments), fingerprint, reservation, display)
         rows = sum(m.rows_out for m in manifests.values())
         merged = _merge(record, queries, settings, rows)
         manifests[closing] = record.commit(closing, merged, 0.0)
@@ -78,47 +86,56 @@ def _merge(record: StageState, queries: Sequence[DataFile], settings: PipelineSe
 
     found = query_rows(queries, ["example_id", "familiarity"])
     query_ids = found["example_id"].to_pylist()
-    unfamiliar_queries = int((found["familiarity"].to_numpy() < settings.attribute.unfamiliar_below).sum())
-    best = _best(record, len(query_ids), settings.kept_per_query)
-    kept = best.scores.shape[1]
-    sources, familiarity = _read_again(record, best)
-    unfamiliar = familiarity < settings.attribute.unfamiliar_below
-    cells: dict[str, Any] = {
-        "query_id": np.repeat(np.array(query_ids, dtype=object), kept),
-        "rank": np.tile(np.arange(1, kept + 1, dtype=np.int32), len(query_ids)),
-        "example_id": best.ids.reshape(-1),
-        "score": best.scores.reshape(-1),
-        "percentile": np.tile(
-            np.array([percentile_of_rank(r, rows) for r in range(1, kept + 1)], dtype=np.float32),
-            len(query_ids),
-        ),
-        "source": sources,
-        "familiarity": familiarity,
-        "unfamiliar": unfamiliar,
-    }
+    below = settings.attribute.unfamiliar_below
+    best = _best(record, _RANKINGS, query_ids, settings.kept_per_query, below)
+    kept = len(best["rank"]) // len(query_ids)
+    places = np.array([percentile_of_rank(r, rows) for r in range(1, kept + 1)], dtype=np.float32)
+    best["percentile"] = np.tile(places, len(query_ids))
+    tables = {ATTRIBUTIONS: pa.table(best, schema=schemas.ATTRIBUTIONS)}
+    if settings.rerank.text_candidates:
+        near = _best(record, _TEXT_RANKINGS, query_ids, settings.rerank.text_candidates, below)
+        tables[TEXT_NEIGHBOURS] = pa.table(near, schema=schemas.TEXT_NEIGHBOURS)
     return Output(
-        {ATTRIBUTIONS: pa.table(cells, schema=schemas.ATTRIBUTIONS)},
+        tables,
         rows_in=0,
         rows_out=0,
         counters={
-            "attributions": len(unfamiliar),
-            "unfamiliar_attributions": int(unfamiliar.sum()),
+            "attributions": len(best["rank"]),
+            "unfamiliar_attributions": int(best["unfamiliar"].sum()),
             "queries": len(query_ids),
-            "unfamiliar_queries": unfamiliar_queries,
+            "unfamiliar_queries": int((found["familiarity"].to_numpy() < below).sum()),
         },
     )
 
 
-def _best(record: StageState, queries: int, k: int) -> Ranking:
+def _best(
+    record: StageState, table: str, query_ids: Sequence[str], most: int, unfamiliar_below: float
+) -> dict[str, Any]:
+    """The best of all units' rankings in a table, query by query, as columns but for the percentile."""
+    best = _merged(record, table, len(query_ids), most)
+    kept = best.scores.shape[1]
+    sources, familiarity = _read_again(record, best)
+    return {
+        "query_id": np.repeat(np.array(query_ids, dtype=object), kept),
+        "rank": np.tile(np.arange(1, kept + 1, dtype=np.int32), len(query_ids)),
+        "example_id": best.ids.reshape(-1),
+        "score": best.scores.reshape(-1),
+        "source": sources,
+        "familiarity": familiarity,
+        "unfamiliar": familiarity < unfamiliar_below,
+    }
+
+
+def _merged(record: StageState, table: str, queries: int, k: int) -> Ranking:
     """The merge of all units' rankings, of which some are in memory at a time, however many there are."""
     from influcoder_ray.stages.work.search import ranking_of
 
     examples = {f.path: m.rows_out for m in record.manifests().values() for f in m.files}
     waiting: list[Ranking] = []
-    for file in record.files(_RANKINGS):
+    for file in record.files(table):
         with (record.root / file.path).open() as stream:
-            table = pq.ParquetFile(stream).read(columns=["score", "example_id"])
-        waiting.append(ranking_of(table, queries, examples[file.path], file.path))
+            rows = pq.ParquetFile(stream).read(columns=["score", "example_id"])
+        waiting.append(ranking_of(rows, queries, examples[file.path], file.path))
         if sum(ranking.scores.size for ranking in waiting) >= max(_PLACES_AT_ONCE, 2 * queries * k):
             waiting = [merge(waiting, k)]
     return merge(waiting, k)

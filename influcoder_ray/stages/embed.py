@@ -30,6 +30,7 @@ def plan(settings: PipelineSettings) -> StagePlan:
             "encoder": settings.encoder.model_dump(mode="json", exclude={"path"}),
             "embed": settings.embed.model_dump(mode="json"),
         }
+        | ({"rerank": {"text_candidates": "any"}} if settings.rerank.text_candidates else {})
     )
     units = [
         unit

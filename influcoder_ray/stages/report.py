@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from influcoder_ray import __version__
 from influcoder_ray.config import PipelineSettings
-from influcoder_ray.stages import attribute, evaluate, rerank, validate
+from influcoder_ray.stages import attribute, evaluate, mark, rerank, validate
 from influcoder_ray.stages.display import Display
 from influcoder_ray.stages.plan import StagePlan
 from influcoder_ray.tables.fingerprint import Fingerprint
@@ -30,12 +30,16 @@ def plan(settings: PipelineSettings) -> StagePlan:
     validated = validate.found(settings)
     if validated is not None:
         inputs["validate"] = validated
+    marked = mark.found(settings)
+    if marked is not None:
+        inputs["mark"] = marked.digest
     fingerprint = Fingerprint(
         {
             "stage": "report",
             "version": __version__,
             "inputs": inputs,
-            "report": settings.report.model_dump(mode="json"),
+            # The marks, like all else that is shown, are among the inputs.
+            "report": settings.report.model_dump(mode="json", exclude={"marked"}),
         }
     )
     record = state(settings.root)
@@ -51,5 +55,5 @@ def plan(settings: PipelineSettings) -> StagePlan:
         return {unit_id: record.commit_files(unit_id, {REPORT: html}, seconds=seconds, counters={})}
 
     # One file, made in seconds out of what is there: when what it shows is renewed, so is the page.
-    renewed_by = ("inputs.evaluate", "inputs.rerank", "inputs.validate")
+    renewed_by = ("inputs.evaluate", "inputs.rerank", "inputs.validate", "inputs.mark")
     return StagePlan(record, fingerprint, (unit_id,), run, renewed_by=renewed_by)

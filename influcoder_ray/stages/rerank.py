@@ -23,7 +23,7 @@ def state(root: Place) -> StageState:
 
 def why_left_out(settings: PipelineSettings) -> str:
     """Why there is nothing to do whatever the folder holds; empty where there may be."""
-    return "" if settings.rerank.candidates else "rerank.candidates is 0, so nothing is to be re-ranked"
+    return "" if settings.rerank.per_query else "rerank.candidates is 0, so nothing is to be re-ranked"
 
 
 def check(settings: PipelineSettings) -> None:
@@ -51,7 +51,10 @@ def plan(settings: PipelineSettings) -> StagePlan:
                 "attribute": attribute.state(settings.root).finished().digest,
             },
             "influence": settings.influence.model_dump(mode="json"),
-            "rerank": settings.rerank.model_dump(mode="json"),
+            # As without the setting, where it is not used.
+            "rerank": settings.rerank.model_dump(
+                mode="json", exclude=None if settings.rerank.text_candidates else {"text_candidates"}
+            ),
         }
     )
     record = state(settings.root)
@@ -102,7 +105,7 @@ def found(settings: PipelineSettings) -> Fingerprint | None:
         attributions = attribute.state(settings.root).finished().digest
         if held.fields["inputs"]["attribute"] == attributions:
             return held
-    if settings.rerank.candidates:
+    if settings.rerank.per_query:
         raise UserError(f"{settings.root / RERANKED}: not there yet; run the rerank stage first")
     return None
 

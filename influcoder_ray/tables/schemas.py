@@ -39,8 +39,11 @@ ATTRIBUTIONS = pa.schema(
     ]
 )
 
-# `score` is null where an example, or the query, has no gradient; the encoder's columns are null where the
-# search found the example for other queries alone.
+# As `ATTRIBUTIONS`, by the cosine of the texts' own vectors.
+TEXT_NEIGHBOURS = pa.schema([field for field in ATTRIBUTIONS if field.name != "percentile"])
+
+# `score` is null where an example, or the query, has no gradient; the encoder's columns are null where its
+# search found the example for other queries alone, or only the search by texts found it.
 RERANKED = pa.schema(
     [
         pa.field("query_id", pa.string(), nullable=False),
@@ -50,6 +53,23 @@ RERANKED = pa.schema(
         pa.field("encoder_rank", pa.int32()),
         pa.field("encoder_score", pa.float32()),
         pa.field("source", pa.string(), nullable=False),
+    ]
+)
+
+# An example, and the query that its influence is on.
+PAIRS = pa.schema([*EXAMPLES, pa.field("query_id", pa.string(), nullable=False)])
+
+# What stretches of an example's text add to its influence on a query: characters from `start` up to `end` of
+# its `part`, "prompt" or "response". The rest of `influence` lies in what the template puts around.
+TOKEN_SHARES = pa.schema(
+    [
+        pa.field("query_id", pa.string(), nullable=False),
+        pa.field("example_id", pa.string(), nullable=False),
+        pa.field("part", pa.string(), nullable=False),
+        pa.field("start", pa.int32(), nullable=False),
+        pa.field("end", pa.int32(), nullable=False),
+        pa.field("contribution", pa.float32(), nullable=False),
+        pa.field("influence", pa.float32(), nullable=False),
     ]
 )
 
@@ -220,7 +240,7 @@ def candidates(vector: pa.DataType | None) -> pa.Schema:
     )
 
 
-def embeddings(dimensions: int, vectors: str = "float16") -> pa.Schema:
+def embeddings(dimensions: int, vectors: str = "float16", *, text_dimensions: int | None = None) -> pa.Schema:
     """The vectors of a corpus, `dimensions` numbers each: float16 of length 1, or int8.
 
     Of an int8 vector only the direction counts: its largest number is 127, or -127. Parquet has no number of
@@ -230,9 +250,16 @@ def embeddings(dimensions: int, vectors: str = "float16") -> pa.Schema:
 
     `familiarity`, 0 to 100, says how near a text lies to what the encoder was trained on: the share, in
     per cent, of held-out texts of the sample that lie as far out or farther.
+
+    Args:
+        text_dimensions: numbers of `text_embedding`, the unit vector of what a text is about; None where
+            there is no such column.
     """
     vector = pa.list_(pa.float16(), dimensions) if vectors == "float16" else pa.binary(dimensions)
     bits = [pa.field("bits", pa.binary(-(-dimensions // 8)), nullable=False)] if vectors == "binary" else []
+    texts = []
+    if text_dimensions is not None:
+        texts = [pa.field("text_embedding", pa.list_(pa.float16(), text_dimensions), nullable=False)]
     return pa.schema(
         [
             pa.field("example_id", pa.string(), nullable=False),
@@ -240,6 +267,7 @@ def embeddings(dimensions: int, vectors: str = "float16") -> pa.Schema:
             pa.field("embedding", vector, nullable=False),
             *bits,
             pa.field("familiarity", pa.float32(), nullable=False),
+            *texts,
         ],
         metadata={"vectors": vectors},
     )

@@ -17,6 +17,7 @@ from benchmarks.answer_gradients import Gradients
 from influcoder_ray.attribution.dot import dot_influence
 from influcoder_ray.attribution.preconditioning import MixedHessian
 from influcoder_ray.attribution.specs import InfluenceSpec
+from influcoder_ray.encoder.features import text_vectors
 from influcoder_ray.encoder.head import SIDES
 from influcoder_ray.encoder.model import Encoder
 from influcoder_ray.evaluation.baselines import bm25_scores, tfidf_scores
@@ -28,6 +29,7 @@ Scores = npt.NDArray[np.float64]
 T = TypeVar("T")
 
 UNTRAINED, ENCODER = "untrained encoder", "encoder"
+TEXT = "text vectors"
 COSINE, DOT = "exact gradients, cosine", "exact gradients, dot product"
 HESSIAN, ADAM = "exact gradients, mixed Hessian", "exact gradients, Adam's steps (LESS)"
 
@@ -93,11 +95,15 @@ def untrained(test: Test, encoder: Encoder) -> Method:
 
 
 def by_encoders(test: Test, encoders: Sequence[Distilled], sample: int) -> list[Method]:
-    """The distilled encoder of each seed, of queries knowing their gradients, or their texts alone."""
-    by_gradient, by_text, seconds = [], [], []
+    """The distilled encoder of each seed, of queries knowing their gradients, or their texts alone.
+
+    And its text vectors, which come out of the same forward pass.
+    """
+    by_gradient, by_text, by_pooling, seconds = [], [], [], []
     for one in encoders:
         (scores, rows), taken = _timed(partial(_of_texts, one.encoder, test))
         by_text.append(scores)
+        by_pooling.append(_pooled(one.encoder, test))
         seconds.append(one.seconds + taken)
         if one.encoder.head is None:
             by_gradient.append(scores)
@@ -108,6 +114,7 @@ def by_encoders(test: Test, encoders: Sequence[Distilled], sample: int) -> list[
     return [
         Method(ENCODER, by_gradient, replace(cost, queries=len(test.queries))),
         Method(f"{ENCODER}, of queries knowing the text alone", by_text, cost),
+        Method(TEXT, by_pooling, cost),
     ]
 
 
@@ -168,23 +175,30 @@ def as_rankings(method: Method, positives: int, negative_weight: float, *, by_la
     return replace(method, scores=scores)
 
 
-def reranked(first: Method, exact: Method, share: float) -> list[Method]:
+def reranked(first: Method, exact: Method, share: float, beside: Method | None = None) -> list[Method]:
     """A method's best rows ordered by exact influence: of all queries together, and of each alone.
 
     Args:
         first, exact: as rankings; the first of text similarity or an encoder.
         share: of the test rows, the candidates of each query.
+        beside: a second method, of the same training seeds: each of the two then names half of the
+            candidates, rounded up, so that no more gradients are paid for, and fewer where both name one row.
     """
-    name = f"{first.name}, {100 * share:g}% re-ranked"
-    candidates = candidates_of(share, first.scores[0].shape[1])
+    both = first.name if beside is None else f"{first.name} and {beside.name}"
+    name = f"{both}, {100 * share:g}% re-ranked"
+    candidates = candidates_of(share if beside is None else share / 2, first.scores[0].shape[1])
+    others: Sequence[Scores | None] = [None] * len(first.scores) if beside is None else beside.scores
     methods = []
     for kind, shared in ((name, True), (f"{name}, own candidates alone", False)):
-        found = [rerank(one, exact.scores[0], candidates, shared=shared) for one in first.scores]
+        found = [
+            rerank(one, exact.scores[0], candidates, shared=shared, beside=other)
+            for one, other in zip(first.scores, others, strict=True)
+        ]
         cost = replace(
             first.cost,
             queries=exact.cost.queries,
-            rows=round(float(np.mean([evaluated.sum() for _, evaluated in found]))),
-            rows_for_one_query=candidates,
+            rows=round(float(np.mean([own.any(axis=0).sum() for _, own in found]))),
+            rows_for_one_query=round(float(np.mean([own.sum(axis=1).mean() for _, own in found]))),
         )
         methods.append(Method(kind, [scores for scores, _ in found], cost))
     # One ranking has no candidates of others.
@@ -195,6 +209,16 @@ def _of_texts(encoder: Encoder, test: Test) -> tuple[Scores, npt.NDArray[np.floa
     """Scores (Q, P) by both sides' texts, and the rows' vectors (P, d)."""
     queries, rows = encoder.embed(test.queries, "queries")[0], encoder.embed(test.rows, "pool")[0]
     return np.asarray(queries @ rows.T, dtype=np.float64), rows
+
+
+def _pooled(encoder: Encoder, test: Test) -> Scores:
+    """Scores (Q, P) by both sides' text vectors."""
+    reading = encoder.reading
+
+    def vectors(examples: Sequence[Example]) -> npt.NDArray[np.float32]:
+        return encoder.embed_with_traits(examples, "pool", lambda it: text_vectors(it, reading))[1]
+
+    return np.asarray(vectors(test.queries) @ vectors(test.rows).T, dtype=np.float64)
 
 
 def _products(left: np.ndarray, right: np.ndarray) -> Scores:

@@ -33,7 +33,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -368,7 +368,8 @@ def _sentence_transformers(
         )
         return found
 
-    return [Way("sentence_transformers", None, there[0].auto_model, tokens, texts, encode)]
+    model = cast(nn.Module, there[0].auto_model)
+    return [Way("sentence_transformers", None, model, tokens, texts, encode)]
 
 
 def _through_ray(

@@ -30,6 +30,7 @@ from benchmarks.answer_gradients import Gradients, GradientStore
 from benchmarks.answer_methods import (
     COSINE,
     ENCODER,
+    TEXT,
     UNTRAINED,
     Method,
     Test,
@@ -433,8 +434,9 @@ def _rankings(
             m.name: as_rankings(m, positives, weight, by_label=arguments.label is not None) for m in methods
         }
         for share in arguments.rerank:
-            for first in (UNTRAINED, ENCODER):
-                ranked |= {m.name: m for m in reranked(ranked[first], ranked[COSINE], share)}
+            for first, beside in ((UNTRAINED, None), (ENCODER, None), (ENCODER, TEXT)):
+                second = None if beside is None else ranked[beside]
+                ranked |= {m.name: m for m in reranked(ranked[first], ranked[COSINE], share, second)}
         suffix = f", negatives x {weight:g}" if weight else ""
         every += [m.named(f"{m.name}{suffix}") for m in ranked.values()]
     return every

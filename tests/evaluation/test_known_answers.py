@@ -156,18 +156,30 @@ def test_negative_references_take_from_the_rows_that_are_like_them() -> None:
     assert reference_scores(positives, negatives, negative_weight=0) == pytest.approx([0.8, 0.8, 0.1])
 
 
-@given(st.integers(1, 4), st.integers(2, 7), st.integers(0, 8), st.integers(0, 1000), st.booleans())
+@given(
+    st.integers(1, 4),
+    st.integers(2, 7),
+    st.integers(0, 8),
+    st.integers(0, 1000),
+    st.booleans(),
+    st.booleans(),
+)
 @settings(max_examples=80, deadline=None)
 def test_re_ranking_puts_candidates_first_in_exact_order(
-    queries: int, pool: int, candidates: int, seed: int, shared: bool
+    queries: int, pool: int, candidates: int, seed: int, shared: bool, two_sides: bool
 ) -> None:
     """Prevents a candidate below a row that was not looked at, and exact scores that cost nothing."""
     generator = np.random.default_rng(seed)
-    predicted, exact = generator.normal(size=(2, queries, pool))
-    scores, evaluated = rerank(predicted, exact, candidates, shared=shared)
+    predicted, exact, other = generator.normal(size=(3, queries, pool))
+    beside = other if two_sides else None
+    scores, candidate = rerank(predicted, exact, candidates, shared=shared, beside=beside)
     own = [set(np.argsort(-row)[:candidates].tolist()) for row in predicted]
+    if beside is not None:
+        own = [
+            one | set(np.argsort(-row)[:candidates].tolist()) for one, row in zip(own, beside, strict=True)
+        ]
     every = set().union(*own)
-    assert set(np.flatnonzero(evaluated).tolist()) == every
+    assert [set(np.flatnonzero(row).tolist()) for row in candidate] == own
     for query in range(queries):
         first = every if shared else own[query]
         rest = set(range(pool)) - first
@@ -202,3 +214,5 @@ def test_what_cannot_be_measured_is_refused() -> None:
         reference_scores(np.zeros((1, 3)), np.zeros((1, 2)))
     with pytest.raises(ValueError, match="candidates is -1"):
         rerank([[1.0]], [[1.0]], -1, shared=False)
+    with pytest.raises(ValueError, match="beside has shape"):
+        rerank([[1.0]], [[1.0]], 1, shared=False, beside=[[1.0, 2.0]])

@@ -14,7 +14,7 @@ import pytest
 import torch
 from benchmarks import answer_rows
 from benchmarks.answer_gradients import GradientStore
-from benchmarks.answer_methods import COSINE, ENCODER, UNTRAINED, Cost, Method, as_rankings, reranked
+from benchmarks.answer_methods import COSINE, ENCODER, TEXT, UNTRAINED, Cost, Method, as_rankings, reranked
 from benchmarks.answer_rows import Condition, Rows
 from tiny import SENTENCES
 
@@ -111,6 +111,11 @@ def test_every_method_has_every_measure_with_its_interval_and_cost(figures: dict
     assert again[:2] == [sample, queries]
     assert 9 <= again[2] <= rows
     assert again[3] == 9
+    # Half of the candidates by each of the two, which may name the same rows.
+    both = costs[f"{ENCODER} and {TEXT}, 10% re-ranked"]
+    assert both[:2] == [sample, queries]
+    assert 5 <= both[3] <= 10
+    assert costs[TEXT] == [sample, 0, 0, 0]
     assert methods[UNTRAINED]["leads"]["mrr"]["mean"] == 0
     assert len(methods[ENCODER]["seeds"]["mrr"]["each"]) == len(figures["chosen_epochs"]) == 2
     assert methods[COSINE]["seeds"] is None

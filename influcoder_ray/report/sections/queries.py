@@ -59,8 +59,13 @@ def order_note(contents: ReportContents) -> str:
     done = contents.reranked
     if done is None:
         return ""
+    near = f"the {count(done.text_candidates)} examples with the most similar text"
+    best = f"the encoder's {count(done.candidates)} best"
+    taken = " and ".join(
+        part for part, wanted in ((best, done.candidates), (near, done.text_candidates)) if wanted
+    )
     return (
-        f"The gradients of the encoder's {count(done.candidates)} best of each query were taken, and every "
+        f"The gradients of {taken} of each query were taken, and every "
         "query ranks them all by exact influence: the score is the cosine of two gradients, and beside it "
         "stands the place that the encoder gave, if it kept the example for that query. "
         f"They are {plural(done.contents, 'different example', 'different examples')}, for which "

@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from influcoder_ray.config import PipelineSettings
 from influcoder_ray.encoder.familiarity import Familiarity, read_familiarity
+from influcoder_ray.encoder.features import text_vectors
 from influcoder_ray.encoder.head import Side
 from influcoder_ray.encoder.model import Encoder
 from influcoder_ray.encoder.specs import FAMILIARITY, EncoderSpec
@@ -51,6 +53,26 @@ def embed_familiarly(
     return vectors, measure.percent(distance[:, 0]), cut, tokens
 
 
+def embed_with_texts(
+    encoder: Encoder,
+    examples: Sequence[Example],
+    side: Side,
+    measure: Familiarity,
+    report: Callable[[int], None] = lambda rows: None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[bool], list[int]]:
+    """As `embed_familiarly`; in third place each example's text vector, (N, h) float32 of unit length.
+
+    They come out of the same forward pass.
+    """
+    reading = encoder.reading
+
+    def read(traits: torch.Tensor) -> torch.Tensor:
+        return torch.cat([measure.distance(traits)[:, None], text_vectors(traits, reading)], dim=1)
+
+    vectors, found, cut, tokens = encoder.embed_with_traits(examples, side, read, report)
+    return vectors, measure.percent(found[:, 0]), found[:, 1:], cut, tokens
+
+
 class EmbedWork:
     """Holds the encoder and embeds units of the corpus, and of the sampled queries.
 
@@ -66,6 +88,7 @@ class EmbedWork:
         self._familiarity = load_familiarity(self._encoder)
         self._columns = settings.corpus.columns
         self._corpus = corpus
+        self._keeps_texts = settings.rerank.text_candidates > 0
 
     @cached_property
     def _known(self) -> Mapping[str, np.ndarray]:
@@ -87,9 +110,12 @@ class EmbedWork:
         else:
             examples, unusable = from_table(rows), []
         side: Side = "pool" if unit.table == self._corpus else "queries"
-        vectors, familiarity, cut, tokens = embed_familiarly(
-            self._encoder, examples, side, self._familiarity[side], report
-        )
+        asked = (self._encoder, examples, side, self._familiarity[side], report)
+        texts: np.ndarray | None = None
+        if self._keeps_texts:
+            vectors, familiarity, texts, cut, tokens = embed_with_texts(*asked)
+        else:
+            vectors, familiarity, cut, tokens = embed_familiarly(*asked)
         counters = {f"truncated_{unit.table}": sum(cut), "tokens": sum(tokens)}
         if side == "queries":
             vectors, counters["queries_by_gradient"] = with_gradients(vectors, examples, self._known)
@@ -100,15 +126,17 @@ class EmbedWork:
         ]
         # The queries are few, and are kept as they were searched for.
         kind = self._settings.embed.vectors if side == "pool" else "float16"
-        table = pa.table(
-            {
-                "example_id": [examples[i].example_id for i in good],
-                "source": [examples[i].source for i in good],
-                **vector_columns(vectors[good], kind),
-                "familiarity": familiarity[good],
-            },
-            schema=schemas.embeddings(self._encoder.dimensions, kind),
-        )
+        columns = {
+            "example_id": [examples[i].example_id for i in good],
+            "source": [examples[i].source for i in good],
+            **vector_columns(vectors[good], kind),
+            "familiarity": familiarity[good],
+        }
+        if texts is not None:
+            columns["text_embedding"] = vector_columns(texts[good], "float16")["embedding"]
+        text_dimensions = None if texts is None else texts.shape[1]
+        schema = schemas.embeddings(self._encoder.dimensions, kind, text_dimensions=text_dimensions)
+        table = pa.table(columns, schema=schema)
         return Output(
             {unit.table: table},
             rows_in=len(examples) + len(unusable) - len(refused),

@@ -1,14 +1,13 @@
 """The page: what the report shows, gathered from the tables of the other stages."""
 
 import json
-import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from influcoder_ray import __version__
@@ -16,7 +15,6 @@ from influcoder_ray.attribution.distribution import ScoreHistogram, percentile_o
 from influcoder_ray.config import PipelineSettings
 from influcoder_ray.encoder.specs import HISTORY
 from influcoder_ray.examples import Example
-from influcoder_ray.examples.example import from_table
 from influcoder_ray.report.blocks import Section
 from influcoder_ray.report.contents import (
     Attribution,
@@ -31,6 +29,7 @@ from influcoder_ray.report.contents import (
 )
 from influcoder_ray.report.render import render_html
 from influcoder_ray.report.sections import validation
+from influcoder_ray.report.spans import Span
 from influcoder_ray.report.validation import validation_section
 from influcoder_ray.stages import (
     attribute,
@@ -38,6 +37,7 @@ from influcoder_ray.stages import (
     embed,
     evaluate,
     explore,
+    mark,
     rerank,
     sample,
     sketch,
@@ -45,12 +45,13 @@ from influcoder_ray.stages import (
 )
 from influcoder_ray.stages.signals import read_examples
 from influcoder_ray.stages.texts import corpus_examples
+from influcoder_ray.stages.work.shown import best_by_encoder, in_exact_order, ordered_queries
 from influcoder_ray.tables import schemas
 from influcoder_ray.tables.place import Place
 from influcoder_ray.tables.state import StageState
 
 _GROUP_EXAMPLES = 10
-_SPLITS = ("test", "validation", "train")
+_PARTS = ("prompt", "response")
 
 
 def html(settings: PipelineSettings) -> str:
@@ -74,11 +75,12 @@ def contents(settings: PipelineSettings) -> ReportContents:
     root = settings.root
     evaluation = json.loads((root / evaluate.EVALUATION).read_bytes())
     history = json.loads((root / distill.ENCODER / HISTORY).read_bytes())
-    reranked = rerank.found(settings) is not None
+    reranked, marked = rerank.found(settings) is not None, mark.found(settings) is not None
     made = {
         "explore": settings.explore.examples > 0,
         "rerank": reranked,
         "validate": validate.found(settings) is not None,
+        "mark": marked,
     }
     stages = {stage: module for stage, module in _STAGES.items() if made.get(stage, True)}
     totals = {stage: _totals(module.state(root)) for stage, module in stages.items()}
@@ -87,13 +89,16 @@ def contents(settings: PipelineSettings) -> ReportContents:
     group = _group_extremes(attribute.state(root), settings.attribute.unfamiliar_below)
     pages, unlisted = _chosen_queries(settings)
     shown = [query.example_id for query, _ in pages]
-    encoder_best = _best_attributions(settings, shown)
-    best = _exact_order(settings, encoder_best, group[2]) if reranked else encoder_best
+    encoder_best = best_by_encoder(settings, shown)
+    best = in_exact_order(settings, encoder_best) if reranked else encoder_best
+    spans = _spans(settings) if marked else {}
     standing = _query_familiarity(settings)
     texts = corpus_examples(settings, [row["source"] for row in (*best, *group[0], *group[1])])
     by_query: dict[str, list[Attribution]] = {}
     for row in best:
-        by_query.setdefault(row["query_id"], []).append(_attribution(row, texts))
+        own = {part: spans.get((row["query_id"], row["example_id"], part), ()) for part in _PARTS}
+        shaded = replace(_attribution(row, texts), prompt_spans=own["prompt"], response_spans=own["response"])
+        by_query.setdefault(row["query_id"], []).append(shaded)
     top_score = {row["query_id"]: row["score"] for row in encoder_best if row["rank"] == 1}
     queries = tuple(
         QueryPage(
@@ -142,6 +147,7 @@ _STAGES: dict[str, Any] = {
     "rerank": rerank,
     "evaluate": evaluate,
     "validate": validate,
+    "mark": mark,
 }
 
 
@@ -150,68 +156,35 @@ def _totals(record: StageState) -> dict[str, float]:
 
 
 def _chosen_queries(settings: PipelineSettings) -> tuple[list[tuple[Example, str]], int]:
-    """The queries of the page with their splits, those unseen in training first, and how many are not on it.
+    """The queries of the page with their splits, and how many are not on it.
 
     The first `report.queries` are shown with their texts, the others have but a row for each example.
     """
-    table = sample.state(settings.root).read(sample.QUERIES, schemas.EXAMPLES)
-    ordered = sorted(
-        zip(from_table(table), table["split"].to_pylist(), strict=True),
-        key=lambda pair: _SPLITS.index(pair[1]),
-    )
+    ordered = ordered_queries(settings)
     spec = settings.report
     room = max(spec.queries, spec.table_rows // min(spec.examples_per_query, settings.kept_per_query))
     return ordered[:room], max(len(ordered) - room, 0)
 
 
-def _best_attributions(settings: PipelineSettings, query_ids: Sequence[str]) -> list[dict[str, Any]]:
-    """The first rows of each query's attributions, in order of rank."""
-    table = attribute.state(settings.root).read(attribute.ATTRIBUTIONS, schemas.ATTRIBUTIONS)
-    shown = pc.less_equal(table["rank"], settings.report.examples_per_query)
-    wanted = pc.is_in(table["query_id"], pa.array(query_ids))
-    rows: list[dict[str, Any]] = table.filter(pc.and_(shown, wanted)).to_pylist()
-    return rows
-
-
-def _exact_order(
-    settings: PipelineSettings, encoder_best: Sequence[Mapping[str, Any]], corpus_rows: int
-) -> list[dict[str, Any]]:
-    """As many rows of each query in exact order; behind those re-ranked the encoder's order goes on."""
-    wanted = pc.field("query_id").isin([row["query_id"] for row in encoder_best if row["rank"] == 1])
-    table = rerank.state(settings.root).read(rerank.RERANKED, schemas.RERANKED).filter(wanted)
-    familiar = _familiarity_of(settings, table["example_id"].to_pylist())
-    exact: dict[str, list[dict[str, Any]]] = {}
-    for row in table.sort_by([("query_id", "ascending"), ("rank", "ascending")]).to_pylist():
-        place = row["encoder_rank"]
-        known = {
-            "score": math.nan if row["score"] is None else row["score"],
-            "percentile": None if place is None else percentile_of_rank(place, corpus_rows),
-        }
-        exact.setdefault(row["query_id"], []).append(row | known | familiar[row["example_id"]])
-    for row in encoder_best:
-        above = exact[row["query_id"]]
-        if row["example_id"] not in {it["example_id"] for it in above}:
-            behind = {"score": math.nan, "encoder_rank": row["rank"], "rank": len(above) + 1}
-            above.append({**row, **behind})
-    return [row for rows in exact.values() for row in rows[: settings.report.examples_per_query]]
-
-
-def _familiarity_of(settings: PipelineSettings, example_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """`familiarity` and `unfamiliar` of examples that the search has kept for some query."""
-    table = attribute.state(settings.root).read(
-        attribute.ATTRIBUTIONS,
-        schemas.ATTRIBUTIONS,
-        ["example_id", "familiarity", "unfamiliar"],
-        pc.field("example_id").isin(pa.array(sorted(set(example_ids)), pa.string())),
-    )
-    return {row.pop("example_id"): row for row in table.to_pylist()}
+def _spans(settings: PipelineSettings) -> dict[tuple[str, str, str], tuple[Span, ...]]:
+    """What the tokens of shown examples carry, by query, example and part of its text."""
+    found: dict[tuple[str, str, str], list[Span]] = {}
+    for row in mark.state(settings.root).read(mark.SHARES, schemas.TOKEN_SHARES).to_pylist():
+        place = (row["query_id"], row["example_id"], row["part"])
+        found.setdefault(place, []).append(Span(row["start"], row["end"], row["contribution"]))
+    return {place: tuple(spans) for place, spans in found.items()}
 
 
 def _reranked(record: StageState) -> Reranked:
     totals = _totals(record)
     held = record.fingerprint()
-    candidates = held.fields["rerank"]["candidates"] if held else 0
-    return Reranked(candidates, int(totals["contents"]), int(totals["gradient_evaluations"]))
+    asked = held.fields["rerank"] if held else {"candidates": 0}
+    return Reranked(
+        asked["candidates"],
+        int(totals["contents"]),
+        int(totals["gradient_evaluations"]),
+        asked.get("text_candidates", 0),
+    )
 
 
 def _query_familiarity(settings: PipelineSettings) -> dict[str, QueryFamiliarity]:

@@ -29,7 +29,7 @@ def gather(settings: PipelineSettings, record: StageState, unit_id: str, threads
     A content counts once, however many queries and ids it stands under; what the sample holds has its
     sketch already. Candidates of queries that have no sketch are left out: nothing could be compared.
     """
-    examples = corpus_examples(settings, set(_comparable(settings)["source"].to_pylist()))
+    examples = corpus_examples(settings, {row["source"] for row in _comparable(settings)})
     by_content: dict[str, Example] = {}
     for example in sorted(examples.values(), key=lambda e: e.example_id):
         by_content.setdefault(example.content_hash, example)
@@ -54,11 +54,11 @@ def order(settings: PipelineSettings, record: StageState, unit_id: str, threads:
     A gradient serves every query, so each query ranks the candidates of all. It keeps as many as it had:
     its own without gradient stand behind where there is room, and a query without gradient keeps its own.
     """
-    best = _candidates(settings)
     of_query: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for row in best.to_pylist():
+    sources: dict[str, str] = {}
+    for row in _candidates(settings):
         of_query[row["query_id"]].append(row)
-    sources = dict(zip(best["example_id"].to_pylist(), best["source"].to_pylist(), strict=True))
+        sources[row["example_id"]] = row["source"]
     exact = _exact(settings, record, most=max(len(own) for own in of_query.values()))
     rows: list[dict[str, Any]] = []
     for query_id, own in of_query.items():
@@ -89,8 +89,8 @@ def _exact(settings: PipelineSettings, record: StageState, *, most: int) -> Mapp
         most: how many to keep for each query.
     """
     schema = schemas.sketches(settings.sketch.width, settings.sketch.dtype)
-    comparable = _comparable(settings)
-    asked = pc.field("example_id").isin(pc.unique(comparable["query_id"]))
+    comparable = {row["query_id"] for row in _comparable(settings)}
+    asked = pc.field("example_id").isin(pa.array(sorted(comparable), pa.string()))
     queries = sketch.state(settings.root).read(sketch.QUERIES, schema, where=asked)
     preconditioner = fit_preconditioner(settings)
 
@@ -127,14 +127,33 @@ def _exact(settings: PipelineSettings, record: StageState, *, most: int) -> Mapp
     }
 
 
-def _candidates(settings: PipelineSettings) -> pa.Table:
-    """The rows of attributions that are to be re-ranked, query by query in order of rank."""
-    within = pc.field("rank") <= settings.rerank.candidates
-    return attribute.state(settings.root).read(attribute.ATTRIBUTIONS, schemas.ATTRIBUTIONS, where=within)
+def _candidates(settings: PipelineSettings) -> list[dict[str, Any]]:
+    """What is to be re-ranked: {"query_id", "example_id", "source", "rank", "score"}, each query's in order.
+
+    The encoder's best, then what is similar in text alone, with neither the encoder's rank nor its score.
+    """
+    found = _within(settings, attribute.ATTRIBUTIONS, schemas.ATTRIBUTIONS, settings.rerank.candidates)
+    own = {(row["query_id"], row["example_id"]) for row in found}
+    near = _within(
+        settings, attribute.TEXT_NEIGHBOURS, schemas.TEXT_NEIGHBOURS, settings.rerank.text_candidates
+    )
+    unranked = {"rank": None, "score": None}
+    return [*found, *(r | unranked for r in near if (r["query_id"], r["example_id"]) not in own)]
 
 
-def _comparable(settings: PipelineSettings) -> pa.Table:
+def _within(settings: PipelineSettings, table: str, schema: pa.Schema, most: int) -> list[dict[str, Any]]:
+    """The `most` best of each query in a table of the search, in order of rank."""
+    if not most:
+        return []
+    columns = ["query_id", "example_id", "source", "rank", "score"]
+    read = attribute.state(settings.root).read
+    rows: list[dict[str, Any]] = read(table, schema, [*columns], pc.field("rank") <= most).to_pylist()
+    return rows
+
+
+def _comparable(settings: PipelineSettings) -> list[dict[str, Any]]:
     """The candidates of queries that have a sketch."""
     schema = schemas.sketches(settings.sketch.width, settings.sketch.dtype)
     queries = sketch.state(settings.root).read(sketch.QUERIES, schema, ["example_id"])["example_id"]
-    return _candidates(settings).filter(pc.field("query_id").isin(pc.unique(queries)))
+    known = set(queries.to_pylist())
+    return [row for row in _candidates(settings) if row["query_id"] in known]

@@ -71,7 +71,7 @@ class SearchWork:
                     {name: rows[name] for name in rows.column_names} | {"score": found.group},
                     schema=schemas.GROUP_INFLUENCE,
                 ),
-                self._tables.rankings: _ranking_table(found.ranking, rows),
+                self._tables.rankings: ranking_table(found.ranking, rows),
                 self._tables.histogram: pa.table({"count": found.histogram.counts}, schema=schemas.HISTOGRAM),
             },
             rows_in=rows.num_rows,
@@ -89,7 +89,8 @@ def query_rows(files: Sequence[DataFile], columns: Sequence[str]) -> pa.Table:
     return pa.concat_tables(parts).sort_by("example_id")
 
 
-def _ranking_table(ranking: Ranking, rows: pa.Table) -> pa.Table:
+def ranking_table(ranking: Ranking, rows: pa.Table) -> pa.Table:
+    """The best rows of a unit for each query, with their source and familiarity."""
     queries, kept = ranking.scores.shape
     found = rows.select(["source", "familiarity"]).take(pa.array(ranking.rows.reshape(-1)))
     return pa.table(
