@@ -24,6 +24,8 @@ from influcoder_ray.tables.units import plan_units
 POOL, QUERIES = "sample/pool", "sample/queries"
 _POOL_CANDIDATES, _QUERY_CANDIDATES = "_state/sample/pool", "_state/sample/queries"
 LINE_BLOCKS = "_state/sample/line_blocks"
+# Of a data set whose ids are looked through for one that stands twice: rows of Parquet, and bytes of lines.
+MOST_CHECKED_ROWS, MOST_CHECKED_BYTES = 10_000_000, 1 << 30
 _SMALLEST = 10
 # Small row groups, so that later stages can cut the sample into units of any size.
 ROWS_PER_GROUP = 16
@@ -161,8 +163,9 @@ def _choose(settings: PipelineSettings, record: StageState) -> Output:
 
 
 def _refuse_repeated_ids(files: Sequence[DataFile], data: DataSpec, setting: str) -> None:
+    """Refuse ids that stand twice, in data sets of which the ids can be read before anything else is done."""
     column = data.columns.id
-    if column is None:
+    if column is None or not _are_few(files):
         return
     whole = plan_units(files, rows_per_unit=1 << 62, fingerprint="")
     parts = []
@@ -179,6 +182,13 @@ def _refuse_repeated_ids(files: Sequence[DataFile], data: DataSpec, setting: str
             f"{setting}.columns.id: {len(repeated)} ids of column {column!r} stand more than once, for "
             f"example {example_id!r}; give a column of unique ids, or none"
         )
+
+
+def _are_few(files: Sequence[DataFile]) -> bool:
+    rows = sum(sum(file.row_groups or ()) for file in files)
+    # Lines have to be parsed to have their ids.
+    lines = sum(file.place.size_bytes() for file in files if not file.is_parquet)
+    return rows <= MOST_CHECKED_ROWS and lines <= MOST_CHECKED_BYTES
 
 
 def _as_bytes(value: str | bytes | int) -> bytes:

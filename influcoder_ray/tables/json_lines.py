@@ -10,7 +10,11 @@ import pyarrow as pa
 from influcoder_ray.tables.place import Place
 
 PLAIN_SUFFIXES = (".jsonl", ".ndjson")
-SUFFIXES = (*PLAIN_SUFFIXES, ".jsonl.gz", ".jsonl.zst", ".jsonl.bz2")
+# Web corpora also call compressed lines .json.gz; a plain .json is one document, more often than not.
+SUFFIXES = (
+    *PLAIN_SUFFIXES,
+    *(f"{stem}.{packing}" for stem in (".jsonl", ".json") for packing in ("gz", "zst", "bz2")),
+)
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 _READ_BYTES = 1 << 20
 # Of text, that stand together in a block: enough to be worth a seek, and little beside a worker's memory.
