@@ -33,6 +33,8 @@ from influcoder_ray.tables.units import Unit
 _TEACHER_SHARE, _ENCODER_SHARE, _CPU_SHARE = 0.55, 0.35, 0.05
 # Batches of one call: enough that rows of like length meet, as they do in a unit.
 _BATCHES = 4
+# Of texts that are embedded together: what is set up for a unit must not weigh more than it does there.
+_LEAST_TOKENS = 8192
 _SEARCHED_ROWS, _MOST_QUERIES = 16_384, 512
 
 # Workers of a stage that start one after the other: those of its pools, of its training, of single steps.
@@ -164,7 +166,8 @@ def _forward(
         return forward_flops(encoder.model, tokens), sum(tokens)
 
     lengths = [len(window) for window in encoder.windows(examples)[0]]
-    chunks = _chunks(lengths, _BATCHES * settings.encoder.tokens_per_batch, settings.embed.rows_per_unit)
+    budget = max(_LEAST_TOKENS, _BATCHES * encoder.tokens_per_batch)
+    chunks = _chunks(lengths, budget, settings.embed.rows_per_unit)
     return _timed(work, [[examples[row] for row in rows] for rows in chunks], seconds), start_seconds
 
 
