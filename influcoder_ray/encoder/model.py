@@ -31,6 +31,8 @@ Pooling = Literal["mean", "cls"]
 _HEAD_MODULE = "influcoder_ray.encoder.sentence_module.InfluenceHead"
 # Rows whose tokens are made together, and which share batches: enough that rows of like length meet.
 _ROWS_AT_ONCE = 1024
+# Tokens of a pass where the settings leave them open: in training and on a GPU, and where a CPU embeds.
+_TOKENS, _TOKENS_ON_CPU = 2048, 512
 
 
 class Encoder:
@@ -78,6 +80,11 @@ class Encoder:
         if self.spec.dtype != "auto":
             return self.spec.dtype
         return "bfloat16" if self.device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+
+    @property
+    def tokens_per_batch(self) -> int:
+        """Tokens of one pass when texts are embedded."""
+        return self.spec.tokens_per_batch or (_TOKENS_ON_CPU if self.device.type == "cpu" else _TOKENS)
 
     @property
     def reading(self) -> Reading:
@@ -271,7 +278,7 @@ class Encoder:
                 def done(rows: list[int], begins: list[bool] = begins) -> None:
                     report(sum(begins[row] for row in rows))
 
-                both = self._batched(windows, read_width, one_batch, done)
+                both = self._batched(windows, read_width, one_batch, done, self.tokens_per_batch)
                 rows = slice(len(cut), len(cut) + len(texts))
                 found[rows] = finished(_mean_of_windows(both, texts)).cpu().numpy()
                 cut += cut_here
@@ -315,15 +322,18 @@ class Encoder:
         width: int,
         one_batch: Callable[[Tensor, Tensor], Tensor],
         done: Callable[[list[int]], None],
+        tokens_per_batch: int | None = None,
     ) -> Tensor:
         """What `one_batch` makes of ids and mask, (rows, width) each, for all windows in their order.
 
         Args:
             done: called with the rows of each batch.
+            tokens_per_batch: those of training if None.
         """
         if not windows:
             return torch.zeros(0, width, device=self.device)
-        batches = token_batches([len(w) for w in windows], self.spec.tokens_per_batch)
+        budget = tokens_per_batch or self.spec.tokens_per_batch or _TOKENS
+        batches = token_batches([len(w) for w in windows], budget)
         parts = []
         for rows in batches:
             parts.append(one_batch(*self._padded([windows[row] for row in rows])))

@@ -25,8 +25,9 @@ _RUNS = "packed_texts"
 # Parts of attention that packed attention does not compute, by the name that transformers gives them.
 _BEYOND = ("softcap", "s_aux", "position_bias")
 _PROBE_LENGTHS = (7, 5, 5, 3)
-# A probe's longest text, where the model looks no farther than a window of some tokens.
-_WINDOWS_OF_PROBE = 3
+# A probe's longest text, where the model looks no farther than a window of some tokens; and the widest window
+# that is tried.
+_WINDOWS_OF_PROBE, _WIDEST = 3, 256
 # States that saw another text differ by far more than this share, rounding by far less.
 _TOLERANCE = 1e-3
 
@@ -115,9 +116,12 @@ def why_not_packed(model: nn.Module) -> str | None:
     if "position_ids" not in inspect.signature(model.forward).parameters:
         return "it takes no positions"
     looks = getattr(model.config, "sliding_window", None)
+    if looks is not None and looks > _WIDEST:
+        return f"its window of attention is wider than {_WIDEST} tokens"
     lengths = [*([_WINDOWS_OF_PROBE * looks] if looks else []), *_PROBE_LENGTHS]
     mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
-    ids = (torch.arange(mask.numel()) * 37 % 101 + 3).view_as(mask) * mask
+    words = min(101, model.config.vocab_size - 3)  # type: ignore[union-attr,operator,arg-type]
+    ids = (torch.arange(mask.numel()) * 37 % words + 3).view_as(mask) * mask
     packed = Packed.of(ids, mask, first_position=first_position(model))
     try:
         with torch.inference_mode():

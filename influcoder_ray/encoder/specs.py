@@ -35,8 +35,11 @@ class EncoderSpec(Spec):
         description="What stands between prompt and response; the tokenizer's own separator, or its end of "
         "text, if unset.",
     )
-    tokens_per_batch: int = Field(
-        default=2048, ge=8, description="Tokens of one forward pass, padding included."
+    tokens_per_batch: int | None = Field(
+        default=None,
+        ge=8,
+        description="Tokens of one forward pass, padding included; unset: 2,048, or 512 where a CPU embeds, "
+        "in whose caches what a layer makes of them has room.",
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto",

@@ -36,6 +36,8 @@ from influcoder_ray.tables.units import Unit
 _TEACHER_SHARE, _FORWARD_SHARE, _TRAINING_SHARE, _CPU_SHARE = 0.5, 0.2, 0.2, 0.05
 # Batches of one call: enough that rows of like length meet, as they do in a unit.
 _BATCHES = 4
+# Of texts that are embedded together: what is set up for a unit must not weigh more than it does there.
+_LEAST_TOKENS = 8192
 _SEARCHED_ROWS, _MOST_QUERIES = 16_384, 512
 # Steps of a made-up epoch of training.
 _STEPS = 4
@@ -174,7 +176,8 @@ def _forward(
         return forward_flops(encoder.model, tokens), sum(tokens)
 
     lengths = [len(window) for window in encoder.windows(examples)[0]]
-    chunks = _chunks(lengths, _BATCHES * settings.encoder.tokens_per_batch, settings.embed.rows_per_unit)
+    budget = max(_LEAST_TOKENS, _BATCHES * encoder.tokens_per_batch)
+    chunks = _chunks(lengths, budget, settings.embed.rows_per_unit)
     return _timed(work, [[examples[row] for row in rows] for rows in chunks], seconds)
 
 
