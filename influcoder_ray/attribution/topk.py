@@ -134,7 +134,7 @@ def rank_shard(
 
     Args:
         query_vectors: (Q, d) float16 or float32.
-        vectors: (N, d) float16, float32 or int8, of any length; a zero vector scores 0.
+        vectors: (N, d) float16 or float32, of any length; a zero vector scores 0.
         example_ids: (N,) ids.
         k: how many to keep for each query, at least 1.
         shard: a name for this shard, carried along to every place of the ranking.

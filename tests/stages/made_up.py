@@ -17,7 +17,7 @@ from influcoder_ray.config import PipelineSettings
 from influcoder_ray.stages import distill, embed, sample, sketch
 from influcoder_ray.stages.cluster import Reservation
 from influcoder_ray.tables import schemas
-from influcoder_ray.tables.arrays import vector_columns
+from influcoder_ray.tables.arrays import vector_column
 from influcoder_ray.tables.fingerprint import Fingerprint
 from influcoder_ray.tables.records import read_records
 from influcoder_ray.tables.state import Manifest, Output, StageState
@@ -118,13 +118,14 @@ def _embedded(settings: PipelineSettings, fingerprint: Fingerprint) -> dict[str,
     def table(
         ids: Sequence[str], sources: Sequence[str], vectors: np.ndarray, kind: str = "float16"
     ) -> pa.Table:
+        column, steps = vector_column(vectors, kind)
         columns = {
             "example_id": list(ids),
             "source": list(sources),
-            **vector_columns(vectors.astype(np.float32), kind),
+            "embedding": column,
             "familiarity": np.full(len(ids), 50, np.float32),
         }
-        return pa.table(columns, schema=schemas.embeddings(DIMENSIONS, kind))
+        return pa.table(columns, schema=schemas.embeddings(DIMENSIONS, kind, steps))
 
     cut = {"rows_per_unit": settings.embed.rows_per_unit, "fingerprint": fingerprint.digest}
     found: dict[str, dict[str, pa.Table]] = {}
