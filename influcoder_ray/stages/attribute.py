@@ -1,6 +1,6 @@
 """Attribute: the top k of the corpus for each query, and the whole query set's influence, in one pass."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from influcoder_ray.attribution.distribution import percentile_of_rank
-from influcoder_ray.attribution.topk import Ranking, merge
+from influcoder_ray.attribution.topk import Ranking, merge_each
 from influcoder_ray.config import PipelineSettings
 from influcoder_ray.stages import embed
 from influcoder_ray.stages.display import Display
@@ -23,8 +23,6 @@ from influcoder_ray.tables.units import plan_units
 ATTRIBUTIONS, GROUP, HISTOGRAM = "attributions", "group_influence", "_state/attribute/histogram"
 _RANKINGS = "_state/attribute/rankings"
 ROWS_PER_UNIT = 1 << 18
-# Places of rankings that are merged at once: some tens of megabytes of ids.
-_PLACES_AT_ONCE = 1 << 17
 
 
 def state(root: Place) -> StageState:
@@ -79,7 +77,7 @@ def _merge(record: StageState, queries: Sequence[DataFile], settings: PipelineSe
     found = query_rows(queries, ["example_id", "familiarity"])
     query_ids = found["example_id"].to_pylist()
     unfamiliar_queries = int((found["familiarity"].to_numpy() < settings.attribute.unfamiliar_below).sum())
-    best = _best(record, len(query_ids), settings.kept_per_query)
+    best = merge_each(_rankings(record, len(query_ids)), settings.kept_per_query)
     kept = best.scores.shape[1]
     sources, familiarity = _read_again(record, best)
     unfamiliar = familiarity < settings.attribute.unfamiliar_below
@@ -109,19 +107,15 @@ def _merge(record: StageState, queries: Sequence[DataFile], settings: PipelineSe
     )
 
 
-def _best(record: StageState, queries: int, k: int) -> Ranking:
-    """The merge of all units' rankings, of which some are in memory at a time, however many there are."""
+def _rankings(record: StageState, queries: int) -> Iterator[Ranking]:
+    """That of each unit, its tables read one after the other."""
     from influcoder_ray.stages.work.search import ranking_of
 
     examples = {f.path: m.rows_out for m in record.manifests().values() for f in m.files}
-    waiting: list[Ranking] = []
     for file in record.files(_RANKINGS):
         with (record.root / file.path).open() as stream:
             table = pq.ParquetFile(stream).read(columns=["score", "example_id"])
-        waiting.append(ranking_of(table, queries, examples[file.path], file.path))
-        if sum(ranking.scores.size for ranking in waiting) >= max(_PLACES_AT_ONCE, 2 * queries * k):
-            waiting = [merge(waiting, k)]
-    return merge(waiting, k)
+        yield ranking_of(table, queries, examples[file.path], file.path)
 
 
 def _read_again(record: StageState, best: Ranking) -> tuple[np.ndarray, np.ndarray]:

@@ -10,7 +10,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from made_up import corpus_rows, in_this_process, made_up_run, query_rows, run, vectors_of, write_corpus
-from material import file_hashes
 
 from influcoder_ray.attribution.cosine import cosines
 from influcoder_ray.attribution.group import group_scores
@@ -83,22 +82,6 @@ def test_attributions_are_those_of_one_full_sort_of_what_is_kept(
     group = pq.read_table(Path(settings.output) / attribute.GROUP).to_pylist()
     scores = group_scores(QUERIES, vectors)
     assert {row["example_id"]: row["score"] for row in group} == dict(zip(IDS, scores.tolist(), strict=True))
-
-
-def test_rankings_merged_a_few_at_a_time_end_in_the_same_bytes(
-    embedded: Callable[..., PipelineSettings], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Prevents a merge whose memory is bounded, and whose result hangs on the bound."""
-    in_this_process(monkeypatch)
-    settings = embedded("float16", attribute={"top_k": 9})
-    run(settings, "attribute")
-    output = Path(settings.output) / "attributions"
-    whole = file_hashes(output)
-    for path in output.glob("*.parquet"):
-        path.unlink()
-    monkeypatch.setattr(attribute, "_PLACES_AT_ONCE", 1)
-    run(settings, "attribute")
-    assert file_hashes(output) == whole
 
 
 def test_selection_and_filter_read_smaller_vectors(
