@@ -95,11 +95,10 @@ class EmbedSpec(Spec):
         "the text.",
     )
 
-    vectors: Literal["float16", "int8", "binary"] = Field(
+    vectors: Literal["float16", "int8"] = Field(
         default="float16",
-        description="How the corpus's vectors are kept: float16, two bytes a number; int8, one, rounded to "
-        "127 steps of the vector's largest; or binary: int8 with the numbers' signs beside, by which explain "
-        "finds candidates before it reads the rest.",
+        description="How the corpus's vectors are kept: two bytes a number, or one, with a scale and an "
+        "offset for each dimension of a unit.",
     )
     rows_per_unit: int = Field(
         default=2048, ge=1, description="Corpus rows that are embedded and committed as one unit."

@@ -18,20 +18,19 @@ BLOCK_ROWS = 4096
 # Terms of so many rows stay in a core's cache while they are added up.
 _CACHED_ROWS = 256
 
-Vectors = npt.NDArray[np.float16] | npt.NDArray[np.float32] | npt.NDArray[np.int8]
-"""The direction of a row is what counts: int8 is one whose numbers were rounded to 127 steps."""
+Vectors = npt.NDArray[np.float16] | npt.NDArray[np.float32]
 
 
 def check_vectors(name: str, vectors: Vectors, width: int | None = None) -> None:
-    """Refuse what is not (N, d) float16, float32 or int8, or not of the given width.
+    """Refuse what is not (N, d) float16 or float32, or not of the given width.
 
     Raises:
         ValueError: naming the array and what is wrong with it.
     """
     if vectors.ndim != 2 or vectors.shape[1] == 0:
         raise ValueError(f"{name} have shape {vectors.shape}; examples x width is needed")
-    if vectors.dtype not in (np.float16, np.float32, np.int8):
-        raise ValueError(f"{name} are {vectors.dtype}; float16, float32 or int8 is needed")
+    if vectors.dtype not in (np.float16, np.float32):
+        raise ValueError(f"{name} are {vectors.dtype}; float16 or float32 is needed")
     if width is not None and vectors.shape[1] != width:
         raise ValueError(f"{name} have width {vectors.shape[1]}; the queries have {width}")
 

@@ -133,7 +133,7 @@ def look(
     It keeps to the thread that calls it, beside which others may look at other blocks.
 
     Args:
-        vectors: (N, d) float16, float32 or int8, of any length; a zero vector scores 0.
+        vectors: (N, d) float16 or float32, of any length; a zero vector scores 0.
         k: how many best are wanted of each query.
         bar: (Q,) score that k examples of the corpus are known to reach, -inf where so many are not known.
         centre: (1, d) `group.mean_direction` of the queries, if their mean cosines are wanted.

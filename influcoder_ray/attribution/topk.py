@@ -9,7 +9,7 @@ bits depend on its two vectors alone. And the fast float32 product only chooses 
 within its worst-case rounding error of the k-th place is scored again by `cosines` before it is cut.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -99,12 +99,17 @@ def kth_best(
     query: npt.NDArray[np.int64], score: npt.NDArray[np.float32], queries: int, k: int
 ) -> npt.NDArray[np.float32]:
     """(Q,) the k-th highest score among the pairs (M,) of each query; -inf where there are fewer."""
-    order = np.lexsort((-score, query))
+    # One number for a pair, which sorts by query and falling score: sorting numbers is ten times as fast as
+    # sorting pairs. A float's bits rise with it, those of a negative one once they are turned round.
+    bits = score.view(np.int32).astype(np.int64)
+    rising = np.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+    keys = np.sort((query << 32) + (0x7FFFFFFF - rising))
     sizes = np.bincount(query, minlength=queries)
     firsts = np.cumsum(sizes) - sizes
-    found = np.full(queries, -np.inf, dtype=np.float32)
     full = sizes >= k
-    found[full] = score[order[firsts[full] + k - 1]]
+    rising = 0x7FFFFFFF - (keys[firsts[full] + k - 1] & 0xFFFFFFFF)
+    found = np.full(queries, -np.inf, dtype=np.float32)
+    found[full] = np.where(rising < 0, rising ^ 0x7FFFFFFF, rising).astype(np.int32).view(np.float32)
     return found
 
 
@@ -134,7 +139,7 @@ def rank_shard(
 
     Args:
         query_vectors: (Q, d) float16 or float32.
-        vectors: (N, d) float16, float32 or int8, of any length; a zero vector scores 0.
+        vectors: (N, d) float16 or float32, of any length; a zero vector scores 0.
         example_ids: (N,) ids.
         k: how many to keep for each query, at least 1.
         shard: a name for this shard, carried along to every place of the ranking.
@@ -189,6 +194,20 @@ def merge(rankings: Sequence[Ranking], k: int) -> Ranking:
     return _cut([_places(ranking) for ranking in rankings], queries.pop(), k, examples)
 
 
+def merge_each(rankings: Iterable[Ranking], k: int, *, places: int = 1 << 17) -> Ranking:
+    """As `merge`, of rankings that come one after the other and are too many to be held.
+
+    Args:
+        places: how many of theirs are held at once, some hundred bytes each.
+    """
+    held: list[Ranking] = []
+    for ranking in rankings:
+        held.append(ranking)
+        if sum(each.scores.size for each in held) >= max(places, 2 * held[0].scores.size):
+            held = [merge(held, k)]
+    return merge(held, k)
+
+
 @dataclass(frozen=True, eq=False)
 class _Places:
     """Places of many queries in one flat list, in no order: each field has one entry a place."""
@@ -217,8 +236,15 @@ def _cut(parts: list[_Places], queries: int, k: int, examples: int) -> Ranking:
     ids = np.concatenate([part.id for part in parts])
     shard = np.concatenate([part.shard for part in parts])
     row = np.concatenate([part.row for part in parts])
-    # Shard and row are in the key so that even an id that occurs twice has one order.
-    order = np.lexsort((row, _order_of(shard), _order_of(ids), -score, query))
+    order = np.lexsort((-score, query))
+    equal = (np.diff(query[order]) == 0) & (np.diff(score[order]) == 0)
+    if equal.any():
+        # Only among equal scores do ids decide, and texts take long to sort. Shard and row are in the key so
+        # that even an id that occurs twice has one order.
+        tied = order[np.append(equal, False) | np.append(False, equal)]
+        by_id, by_shard = np.zeros((2, len(query)), np.int64)
+        by_id[tied], by_shard[tied] = _order_of(ids[tied]), _order_of(shard[tied])
+        order = np.lexsort((row, by_shard, by_id, -score, query))
     sizes = np.bincount(query, minlength=queries)
     firsts = np.cumsum(sizes) - sizes
     kept = order[firsts[:, None] + np.arange(min(k, examples))]

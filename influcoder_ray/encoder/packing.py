@@ -115,12 +115,13 @@ def why_not_packed(model: nn.Module) -> str | None:
     """
     if "position_ids" not in inspect.signature(model.forward).parameters:
         return "it takes no positions"
-    looks = getattr(model.config, "sliding_window", None)
+    config: Any = model.config
+    looks = getattr(config, "sliding_window", None)
     if looks is not None and looks > _WIDEST:
         return f"its window of attention is wider than {_WIDEST} tokens"
     lengths = [*([_WINDOWS_OF_PROBE * looks] if looks else []), *_PROBE_LENGTHS]
     mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
-    words = min(101, model.config.vocab_size - 3)  # type: ignore[union-attr,operator,arg-type]
+    words = min(101, int(config.vocab_size) - 3)
     ids = (torch.arange(mask.numel()) * 37 % words + 3).view_as(mask) * mask
     packed = Packed.of(ids, mask, first_position=first_position(model))
     try:

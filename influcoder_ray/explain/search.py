@@ -3,30 +3,24 @@
 Shapes: N examples of the corpus, d embedding width.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from influcoder_ray.attribution.distribution import percentile_of_rank
 from influcoder_ray.attribution.scan import Scan
-from influcoder_ray.attribution.signs import SignSearch
 from influcoder_ray.attribution.topk import Ranking, merge
 from influcoder_ray.config import PipelineSettings
 from influcoder_ray.stages import embed
-from influcoder_ray.tables.arrays import vector_matrix
-from influcoder_ray.tables.state import CommittedFile, StageState
-from influcoder_ray.tables.vectors import read_signs, read_vectors, take_rows
+from influcoder_ray.tables.state import CommittedFile
+from influcoder_ray.tables.vectors import read_vectors
 
 # Shards that are read and searched at once: reading waits for a disk or a network, searching does not.
 _THREADS = 4
-_CELLS = ["example_id", "source", "familiarity"]
-# Rows that are scored for each that is wanted, where signs choose them.
-_CANDIDATES = 8
 
 
 @dataclass(frozen=True)
@@ -70,8 +64,7 @@ def search(
 ) -> Extremes:
     """Search a run's embeddings, shard by shard; no more than a few shards are in memory at once.
 
-    Ranks are exact over the whole corpus: equal scores by id, as `attribution.topk` has it. With binary
-    vectors they are those among candidates, which signs have chosen; other rows' numbers are left unread.
+    Ranks are exact over the whole corpus: equal scores by id, as `attribution.topk` has it.
 
     Args:
         vector: (d,) of the query; it is rounded to float16, as the corpus's are.
@@ -87,81 +80,42 @@ def search(
     both = np.stack([row, -row])
     best: Ranking | None = None
     held: Columns = {}
-    record = embed.state(settings.root)
-    files = record.files(embed.CORPUS)
-    by_signs = settings.embed.vectors == "binary" and column == "embedding"
-    shards = (record, files, both, wanted)
-    for ranking, columns in _by_signs(*shards) if by_signs else _whole(*shards, column):
+    for ranking, columns in _shards(settings, both, wanted, column):
         best = ranking if best is None else merge([best, ranking], wanted)
         held |= columns
         held = {place: held[place] for place in _places(best)}
     if best is None:
         return Extremes([], [], 0)
-    rows = sum(file.rows for file in files)
-    top = [_found(best, 0, place, place + 1, rows, held) for place in range(_kept(best, most))]
-    bottom = [_found(best, 1, place, rows - place, rows, held) for place in range(_kept(best, least))]
-    return Extremes(top, bottom[::-1], rows)
+    top = [_found(best, 0, place, place + 1, best.examples, held) for place in range(_kept(best, most))]
+    bottom = [
+        _found(best, 1, place, best.examples - place, best.examples, held)
+        for place in range(_kept(best, least))
+    ]
+    return Extremes(top, bottom[::-1], best.examples)
 
 
-Shard = tuple[Ranking, Columns]
-
-
-def _whole(
-    record: StageState,
-    files: Sequence[CommittedFile],
-    vectors: npt.NDArray[np.float16],
-    wanted: int,
-    column: str,
-) -> Iterator[Shard]:
+def _shards(
+    settings: PipelineSettings, vectors: npt.NDArray[np.float16], wanted: int, column: str
+) -> Iterator[tuple[Ranking, Columns]]:
     """Each shard's ranking for each of the vectors, with the source and familiarity of what it holds."""
+    record = embed.state(settings.root)
     scan = Scan(vectors, wanted)
 
-    def rank(file: CommittedFile) -> Shard:
+    def rank(file: CommittedFile) -> tuple[Ranking, Columns]:
         place = record.root / file.path
         with place.open() as stream:
-            table = pq.ParquetFile(stream).read(columns=_CELLS)
-        ids = table["example_id"]
-        ranking = scan.rank(
-            read_vectors(place, column=column),
-            lambda rows: ids.take(pa.array(rows)).to_numpy(),
-            shard=file.path,
-        )
-        return ranking, _columns(ranking, table)
+            table = pq.ParquetFile(stream).read(columns=["example_id", "source", "familiarity"])
+        ids = table["example_id"].to_numpy()
+        ranking = scan.rank(read_vectors(place, column=column), ids.__getitem__, shard=file.path)
+        rows = sorted({row for _, row in _places(ranking)})
+        some = table.select(["source", "familiarity"]).take(rows).to_pylist()
+        return ranking, {
+            (file.path, row): (cells["source"], cells["familiarity"])
+            for row, cells in zip(rows, some, strict=True)
+        }
 
     with ThreadPoolExecutor(_THREADS) as threads:
-        yield from threads.map(rank, files)
-
-
-def _by_signs(
-    record: StageState, files: Sequence[CommittedFile], vectors: npt.NDArray[np.float16], wanted: int
-) -> Iterator[Shard]:
-    """The rankings of those rows of each shard that look likeliest by their signs, over all shards."""
-    signs = SignSearch(vectors, _CANDIDATES * wanted)
-    for file in files:
-        signs.add(read_signs(record.root / file.path))
-    chosen = np.unique(signs.candidates())
-    scan = Scan(vectors, wanted)
-    first = 0
-    for file in files:
-        begin, end = np.searchsorted(chosen, [first, first + file.rows])
-        rows = chosen[begin:end] - first
-        first += file.rows
-        if not len(rows):
-            continue
-        table = take_rows(record.root / file.path, rows, [*_CELLS, "embedding"])
-        ids = table["example_id"].to_numpy()
-        ranking = scan.rank([vector_matrix(table)], ids.__getitem__, shard=file.path)
-        yield ranking, _columns(ranking, table)
-
-
-def _columns(ranking: Ranking, table: pa.Table) -> Columns:
-    """The source and familiarity of what a shard's ranking holds, by the rows of its table."""
-    rows = sorted({row for _, row in _places(ranking)})
-    some = table.select(["source", "familiarity"]).take(rows).to_pylist()
-    shard = str(ranking.shards.flat[0]) if ranking.shards.size else ""
-    return {
-        (shard, row): (cells["source"], cells["familiarity"]) for row, cells in zip(rows, some, strict=True)
-    }
+        yield from threads.map(rank, record.files(embed.CORPUS))
 
 
 def _places(ranking: Ranking) -> Iterator[tuple[str, int]]:

@@ -1,6 +1,6 @@
 """Attribute: the top k of the corpus for each query, and the whole query set's influence, in one pass."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from influcoder_ray.attribution.distribution import percentile_of_rank
-from influcoder_ray.attribution.topk import Ranking, merge
+from influcoder_ray.attribution.topk import Ranking, merge_each
 from influcoder_ray.config import PipelineSettings
 from influcoder_ray.stages import embed
 from influcoder_ray.stages.display import Display
@@ -24,8 +24,6 @@ ATTRIBUTIONS, GROUP, HISTOGRAM = "attributions", "group_influence", "_state/attr
 TEXT_NEIGHBOURS = "text_neighbours"
 _RANKINGS, _TEXT_RANKINGS = "_state/attribute/rankings", "_state/attribute/text_rankings"
 ROWS_PER_UNIT = 1 << 18
-# Places of rankings that are merged at once: some tens of megabytes of ids.
-_PLACES_AT_ONCE = 1 << 17
 
 
 def state(root: Place) -> StageState:
@@ -112,7 +110,7 @@ def _best(
     record: StageState, table: str, query_ids: Sequence[str], most: int, unfamiliar_below: float
 ) -> dict[str, Any]:
     """The best of all units' rankings in a table, query by query, as columns but for the percentile."""
-    best = _merged(record, table, len(query_ids), most)
+    best = merge_each(_rankings(record, table, len(query_ids)), most)
     kept = best.scores.shape[1]
     sources, familiarity = _read_again(record, best)
     return {
@@ -126,19 +124,15 @@ def _best(
     }
 
 
-def _merged(record: StageState, table: str, queries: int, k: int) -> Ranking:
-    """The merge of all units' rankings, of which some are in memory at a time, however many there are."""
+def _rankings(record: StageState, table: str, queries: int) -> Iterator[Ranking]:
+    """That of each unit, the files of a table read one after the other."""
     from influcoder_ray.stages.work.search import ranking_of
 
     examples = {f.path: m.rows_out for m in record.manifests().values() for f in m.files}
-    waiting: list[Ranking] = []
     for file in record.files(table):
         with (record.root / file.path).open() as stream:
             rows = pq.ParquetFile(stream).read(columns=["score", "example_id"])
-        waiting.append(ranking_of(rows, queries, examples[file.path], file.path))
-        if sum(ranking.scores.size for ranking in waiting) >= max(_PLACES_AT_ONCE, 2 * queries * k):
-            waiting = [merge(waiting, k)]
-    return merge(waiting, k)
+        yield ranking_of(rows, queries, examples[file.path], file.path)
 
 
 def _read_again(record: StageState, best: Ranking) -> tuple[np.ndarray, np.ndarray]:

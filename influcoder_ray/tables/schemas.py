@@ -1,5 +1,7 @@
 """The Arrow schema of each table: the contract between stages and with whoever reads the output."""
 
+from collections.abc import Mapping
+
 import pyarrow as pa
 
 TURN = pa.struct([pa.field("role", pa.string()), pa.field("content", pa.string())])
@@ -221,13 +223,13 @@ def sketches(width: int, dtype: str) -> pa.Schema:
     )
 
 
-def candidates(vector: pa.DataType | None) -> pa.Schema:
+def candidates(dimensions: int | None) -> pa.Schema:
     """Rows that come into question for a selection, with what decides whether they are taken.
 
     Args:
-        vector: the type of their vectors; None where no two of them are compared.
+        dimensions: numbers of their vectors; None where no two of them are compared.
     """
-    vectors = [] if vector is None else [pa.field("embedding", vector)]
+    vector = [] if dimensions is None else [pa.field("embedding", pa.list_(pa.float16(), dimensions))]
     return pa.schema(
         [
             pa.field("part", pa.string(), nullable=False),
@@ -235,18 +237,24 @@ def candidates(vector: pa.DataType | None) -> pa.Schema:
             pa.field("source", pa.string(), nullable=False),
             pa.field("content_hash", pa.string(), nullable=False),
             pa.field("tokens", pa.int32(), nullable=False),
-            *vectors,
+            *vector,
         ]
     )
 
 
-def embeddings(dimensions: int, vectors: str = "float16", *, text_dimensions: int | None = None) -> pa.Schema:
+def embeddings(
+    dimensions: int,
+    vectors: str = "float16",
+    metadata: Mapping[str, str] | None = None,
+    *,
+    text_dimensions: int | None = None,
+) -> pa.Schema:
     """The vectors of a corpus, `dimensions` numbers each: float16 of length 1, or int8.
 
-    Of an int8 vector only the direction counts: its largest number is 127, or -127. Parquet has no number of
-    one byte, so it is a cell of bytes (`numpy.frombuffer(cell, "int8")`). With "binary" there is a column
-    `bits` beside it, the signs of its numbers, eight a byte, the first the highest, 1 for those below 0
-    (`numpy.packbits(vector < 0)`). `vectors` stands in the schema's metadata.
+    Parquet has no number of one byte, so an int8 vector is a cell of bytes
+    (`numpy.frombuffer(cell, "int8")`) and stands for scale x int8 + offset, both of which are in the
+    metadata of each file (`arrays.Steps`).
+    `vectors` stands there too.
 
     `familiarity`, 0 to 100, says how near a text lies to what the encoder was trained on: the share, in
     per cent, of held-out texts of the sample that lie as far out or farther.
@@ -256,7 +264,6 @@ def embeddings(dimensions: int, vectors: str = "float16", *, text_dimensions: in
             there is no such column.
     """
     vector = pa.list_(pa.float16(), dimensions) if vectors == "float16" else pa.binary(dimensions)
-    bits = [pa.field("bits", pa.binary(-(-dimensions // 8)), nullable=False)] if vectors == "binary" else []
     texts = []
     if text_dimensions is not None:
         texts = [pa.field("text_embedding", pa.list_(pa.float16(), text_dimensions), nullable=False)]
@@ -265,9 +272,8 @@ def embeddings(dimensions: int, vectors: str = "float16", *, text_dimensions: in
             pa.field("example_id", pa.string(), nullable=False),
             pa.field("source", pa.string(), nullable=False),
             pa.field("embedding", vector, nullable=False),
-            *bits,
             pa.field("familiarity", pa.float32(), nullable=False),
             *texts,
         ],
-        metadata={"vectors": vectors},
+        metadata={"vectors": vectors, **(metadata or {})},
     )

@@ -14,40 +14,16 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from influcoder_ray.tables.ahead import in_order
-from influcoder_ray.tables.arrays import Stored, vector_matrix, vector_type
+from influcoder_ray.tables.arrays import Steps, Stored, vector_matrix, vector_type
 from influcoder_ray.tables.place import Place
 
 _AHEAD = 4
 _DATA_PAGE, _PLAIN = 0, 0
 _PAGE_TYPE, _PAGE_BYTES, _DATA_HEADER = 1, 3, 5
 _VALUES, _ENCODING = 1, 2
-
-
-def take_rows(place: Place, rows: npt.NDArray[np.int64], columns: Sequence[str]) -> pa.Table:
-    """Some rows of a table's file, rising, out of the row groups that hold them and no others."""
-    with place.open() as stream:
-        file = pq.ParquetFile(stream)
-        sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
-        ends = np.cumsum(sizes)
-        group_of = np.searchsorted(ends, rows, side="right")
-        groups = np.unique(group_of)
-        table = file.read_row_groups(groups.tolist(), columns=list(columns))
-    # How many rows before each group that was read were not.
-    starts = ends - sizes
-    read_before = np.concatenate([[0], np.cumsum(np.array(sizes)[groups])])[:-1]
-    skipped = np.zeros(len(sizes), dtype=np.int64)
-    skipped[groups] = starts[groups] - read_before
-    return table.take(pa.array(rows - skipped[group_of]))
-
-
-def read_signs(place: Place) -> Iterator[npt.NDArray[np.uint8]]:
-    """The signs (n, d / 8) of a file's vectors, as `schemas.embeddings` has them, by row group."""
-    for block in read_vectors(place, column="bits"):
-        yield block.view(np.uint8)
 
 
 class _OtherPage(Exception):
@@ -91,7 +67,8 @@ def _read(stream: BinaryIO, file: pq.ParquetFile, group: int, column: str) -> St
         return vector_matrix(file.read_row_group(group, columns=[column]), column)
     if taken != rows * dimensions * dtype.itemsize:
         raise ValueError(f"{column}: row group {group} does not hold {rows} vectors")
-    return data[:taken].view(dtype).reshape(rows, dimensions)
+    numbers = data[:taken].view(dtype).reshape(rows, dimensions)
+    return Steps.of(file.schema_arrow.metadata, column).restore(numbers) if dtype == np.int8 else numbers
 
 
 def _whole(stream: BinaryIO, size: int) -> npt.NDArray[np.uint8]:

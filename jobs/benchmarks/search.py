@@ -49,7 +49,7 @@ from benchmarks.options import at_least
 from benchmarks.table import show_search
 from benchmarks.vectors import VectorsSpec, corpus_files, query_file
 from influcoder_ray import __version__
-from influcoder_ray.attribution.topk import Ranking, merge
+from influcoder_ray.attribution.topk import Ranking, merge_each
 from influcoder_ray.stages.attribute import ROWS_PER_UNIT
 from influcoder_ray.stages.work.search import SearchTables, SearchWork, query_rows, ranking_of
 from influcoder_ray.tables.ahead import in_order
@@ -78,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rows-per-file",
         type=at_least(1),
-        default=1 << 17,
+        default=ROWS_PER_UNIT,
         help="rows that a unit of the embed stage leaves in its file (%(default)s)",
     )
     parser.add_argument(
@@ -151,15 +151,15 @@ def ours(task: Task) -> Callable[[], Best]:
     """The work of the attribute stage on each unit, and the merge of its rankings."""
     work = SearchWork([task.queries], _TABLES, task.top_k, 5.0, task.threads)
 
-    def search() -> Best:
-        best: Ranking | None = None
+    def rankings() -> Iterator[Ranking]:
         # As an actor does, which reads one unit while it computes another.
         read_ahead = in_order(work.read, task.units, threads=1, ahead=2)
         for unit, rows in zip(task.units, read_ahead, strict=True):
             output = work.process(unit, rows, lambda done: None)
-            found = ranking_of(output.tables[_TABLES.rankings], task.asked, output.rows_out, unit.unit_id)
-            best = found if best is None else merge([best, found], task.top_k)
-        assert best is not None
+            yield ranking_of(output.tables[_TABLES.rankings], task.asked, output.rows_out, unit.unit_id)
+
+    def search() -> Best:
+        best = merge_each(rankings(), task.top_k)
         return Best(best.scores, best.ids)
 
     return search

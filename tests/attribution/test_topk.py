@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from influcoder_ray.attribution.cosine import cosines
-from influcoder_ray.attribution.topk import Ranking, merge, rank_shard
+from influcoder_ray.attribution.topk import Ranking, kth_best, merge, merge_each, rank_shard
 
 quick = settings(max_examples=50, deadline=None)
 
@@ -190,3 +190,26 @@ def test_inputs_that_do_not_fit_are_refused() -> None:
         merge([one, two], 1)
     with pytest.raises(ValueError, match="no rankings"):
         merge([], 1)
+
+
+@given(cases(), st.integers(1, 200))
+@quick
+def test_rankings_that_are_merged_a_few_at_a_time_end_in_the_same_one(case: Case, places: int) -> None:
+    """Prevents a merge whose memory is bounded, and whose result hangs on the bound."""
+    shards = [case.shard(slice(start, start + 7), f"{start:02}", 16) for start in range(0, len(case.ids), 7)]
+    whole, found = merge(shards, case.k), merge_each(iter(shards), case.k, places=places)
+    for field in ("scores", "ids", "shards", "rows"):
+        assert getattr(found, field).tolist() == getattr(whole, field).tolist()
+    assert found.examples == whole.examples
+
+
+@given(st.integers(0, 1000), st.integers(1, 60), st.integers(1, 9))
+@quick
+def test_the_kth_best_is_that_of_a_sort_for_scores_of_either_sign(seed: int, pairs: int, k: int) -> None:
+    """Prevents negative scores, whose bits fall as they rise, from setting a bar that is too high."""
+    generator = np.random.default_rng(seed)
+    query = generator.integers(0, 3, size=pairs)
+    score = generator.choice(np.array([-1, -0.5, -1e-30, 0, 1e-30, 0.25, 1], np.float32), size=pairs)
+    for place, found in enumerate(kth_best(query, score, 4, k)):
+        of_query = np.sort(score[query == place])[::-1]
+        assert found == (of_query[k - 1] if len(of_query) >= k else -np.inf)

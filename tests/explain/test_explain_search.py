@@ -11,7 +11,7 @@ from influcoder_ray.config import PipelineSettings, settings_from
 from influcoder_ray.explain.search import search
 from influcoder_ray.stages import embed
 from influcoder_ray.tables import schemas
-from influcoder_ray.tables.arrays import rounded_to_int8, vector_columns, vector_matrix
+from influcoder_ray.tables.arrays import Steps, vector_column
 from influcoder_ray.tables.fingerprint import Fingerprint
 from influcoder_ray.tables.state import Output
 
@@ -30,21 +30,21 @@ def embedded(
             "queries": {"path": str(folder / "queries.parquet"), "columns": columns},
             "model": {"path": "-"},
             "encoder": {"path": "-"},
-            "embed": {"vectors": kind},
         },
         source="test",
     )
     record = embed.state(settings.root)
     record.begin(Fingerprint({"stage": "embed"}))
     for number, (start, stop) in enumerate(zip([0, *cuts], [*cuts, len(ids)], strict=True)):
+        column, steps = vector_column(vectors[start:stop], kind)
         table = pa.table(
             {
                 "example_id": ids[start:stop],
                 "source": [f"corpus.parquet:{row}" for row in range(start, stop)],
-                **vector_columns(vectors[start:stop].astype(np.float32), kind),
+                "embedding": column,
                 "familiarity": [float(row) for row in range(start, stop)],
             },
-            schema=schemas.embeddings(vectors.shape[1], kind),
+            schema=schemas.embeddings(WIDTH, kind, steps),
         )
         record.commit(f"u{number}", Output({embed.CORPUS: table}, stop - start, stop - start), 0.0)
     record.finish(record.manifests(), {})
@@ -62,7 +62,13 @@ def vectors() -> np.ndarray:
 QUERY = np.random.default_rng(1).normal(size=WIDTH).astype(np.float32)
 
 
-@pytest.mark.parametrize("kind", ["float16", "int8", "binary"])
+def restored(vectors: np.ndarray, cuts: list[int]) -> np.ndarray:
+    """What is left of vectors whose shards were rounded to int8."""
+    parts = np.split(vectors.astype(np.float32), cuts)
+    return np.concatenate([Steps.fit(part).restore(Steps.fit(part).round(part)) for part in parts])
+
+
+@pytest.mark.parametrize("kind", ["float16", "int8"])
 @pytest.mark.parametrize("cuts", [[], [7, 8, 31], list(range(1, 40))])
 @pytest.mark.parametrize(("most", "least"), [(1, 0), (3, 4), (9, 2), (50, 50)])
 def test_both_ends_are_those_of_one_full_sort(
@@ -71,8 +77,8 @@ def test_both_ends_are_those_of_one_full_sort(
     """Prevents a shard from being lost, a sign from being left turned round, or a wrong row's source."""
     ids = [f"e{(7 * i) % 40:02d}" for i in range(40)]
     settings = embedded(tmp_path, vectors, ids, cuts, kind)
-    if kind != "float16":
-        vectors = rounded_to_int8(vectors.astype(np.float32))
+    if kind == "int8":
+        vectors = restored(vectors, cuts)
     scores = cosines(vectors.astype(np.float32), QUERY.astype(np.float16).astype(np.float32)[None])
     downwards = sorted(range(40), key=lambda i: (-scores[i], ids[i]))
     upwards = sorted(range(40), key=lambda i: (scores[i], ids[i]))
@@ -96,29 +102,3 @@ def test_a_lone_example_is_both_ends(vectors: np.ndarray, tmp_path: Path) -> Non
     (first,), (last,) = found.most, found.least
     assert first == last
     assert (first.rank, first.percentile) == (1, 100.0)
-
-
-def test_by_signs_the_best_of_many_are_found_and_the_rest_is_not_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Prevents binary vectors that save nothing, and candidates of one shard that crowd out another's."""
-    generator = np.random.default_rng(2)
-    corpus = generator.normal(size=(3000, 64)).astype(np.float32)
-    query = generator.normal(size=64).astype(np.float32)
-    corpus[[3, 1700, 2999]] = query + 0.3 * generator.normal(size=(3, 64)).astype(np.float32)
-    ids = [f"e{row:04d}" for row in range(3000)]
-    settings = embedded(tmp_path, corpus, ids, [1000, 1005, 2000], "binary")
-    whole = settings.model_copy(update={"embed": settings.embed.model_copy(update={"vectors": "int8"})})
-    truth = search(whole, query, most=20, least=3)
-    read: list[int] = []
-
-    def watched(table: pa.Table) -> np.ndarray:
-        read.append(table.num_rows)
-        return vector_matrix(table)
-
-    monkeypatch.setattr("influcoder_ray.explain.search.vector_matrix", watched)
-    found = search(settings, query, most=20, least=3)
-    assert found.most[:3] == truth.most[:3]
-    assert {f.source for f in found.most[:3]} == {f"corpus.parquet:{row}" for row in (3, 1700, 2999)}
-    assert len({f.example_id for f in found.most} & {f.example_id for f in truth.most}) >= 18
-    assert sum(read) <= 2 * 8 * 20

@@ -19,7 +19,7 @@ from influcoder_ray.stages.cluster import Reservation
 from influcoder_ray.stages.corpus import corpus_files
 from influcoder_ray.stages.work.scan import block_table
 from influcoder_ray.tables import schemas
-from influcoder_ray.tables.arrays import vector_columns
+from influcoder_ray.tables.arrays import vector_column
 from influcoder_ray.tables.datafiles import find_data_files
 from influcoder_ray.tables.fingerprint import Fingerprint
 from influcoder_ray.tables.json_lines import line_blocks
@@ -131,13 +131,14 @@ def _embedded(settings: PipelineSettings, fingerprint: Fingerprint) -> dict[str,
     def table(
         ids: Sequence[str], sources: Sequence[str], vectors: np.ndarray, kind: str = "float16"
     ) -> pa.Table:
+        column, steps = vector_column(vectors, kind)
         columns = {
             "example_id": list(ids),
             "source": list(sources),
-            **vector_columns(vectors.astype(np.float32), kind),
+            "embedding": column,
             "familiarity": np.full(len(ids), 50, np.float32),
         }
-        return pa.table(columns, schema=schemas.embeddings(DIMENSIONS, kind))
+        return pa.table(columns, schema=schemas.embeddings(DIMENSIONS, kind, steps))
 
     cut = {"rows_per_unit": settings.embed.rows_per_unit, "fingerprint": fingerprint.digest}
     found: dict[str, dict[str, pa.Table]] = {}

@@ -14,7 +14,7 @@ from influcoder_ray.config import PipelineSettings, settings_from
 from influcoder_ray.stages import attribute, embed
 from influcoder_ray.stages.display import Display
 from influcoder_ray.tables import schemas
-from influcoder_ray.tables.arrays import vector_columns
+from influcoder_ray.tables.arrays import vector_column
 from influcoder_ray.tables.fingerprint import Fingerprint
 from influcoder_ray.tables.state import Output
 
@@ -42,10 +42,11 @@ def embedded(output: Path, rows: int, rows_per_unit: int) -> None:
     generator = np.random.default_rng(0)
 
     def table(first: int, count: int) -> pa.Table:
+        column, _ = vector_column(generator.normal(size=(count, WIDTH)), "float16")
         cells = {
             "example_id": [f"document-{row:09}" for row in range(first, first + count)],
             "source": [f"corpus.parquet:{row}" for row in range(first, first + count)],
-            **vector_columns(generator.normal(size=(count, WIDTH)).astype(np.float32), "float16"),
+            "embedding": column,
             "familiarity": np.full(count, 50, np.float32),
         }
         return pa.table(cells, schema=schemas.embeddings(WIDTH))

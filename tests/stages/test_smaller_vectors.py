@@ -1,5 +1,6 @@
 """Search, selection and filtering of corpora whose vectors are kept in each way, without Ray."""
 
+import base64
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,15 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from made_up import corpus_rows, in_this_process, made_up_run, query_rows, run, vectors_of, write_corpus
-from material import file_hashes
 
 from influcoder_ray.attribution.cosine import cosines
 from influcoder_ray.attribution.group import group_scores
 from influcoder_ray.config import PipelineSettings
 from influcoder_ray.stages import attribute
-from influcoder_ray.tables.arrays import rounded_to_int8
 
-KINDS = ["float16", "int8", "binary"]
+KINDS = ["float16", "int8"]
 IDS = [row["id"] for row in corpus_rows()]
 QUERIES = vectors_of(len(query_rows()), 5)
 
@@ -45,10 +44,22 @@ def embedded(
     return make
 
 
-def kept(kind: str) -> np.ndarray:
-    """The corpus's vectors (N, d) as they were rounded, in float32."""
-    vectors = vectors_of(len(IDS), 6).astype(np.float32)
-    return vectors if kind == "float16" else rounded_to_int8(vectors).astype(np.float32)
+def kept(settings: PipelineSettings) -> np.ndarray:
+    """The corpus's vectors (N, d) in the order of `IDS`, from what its files say of themselves."""
+    found = {}
+    for path in (Path(settings.output) / "embeddings").glob("*.parquet"):
+        table = pq.read_table(path)
+        if settings.embed.vectors == "float16":
+            rows = np.array(table["embedding"].to_pylist(), np.float32)
+        else:
+            scale, offset = (
+                np.frombuffer(base64.b64decode(table.schema.metadata[key]), "float32")
+                for key in (b"embedding_scale", b"embedding_offset")
+            )
+            cells = [np.frombuffer(cell, "int8") for cell in table["embedding"].to_pylist()]
+            rows = np.stack(cells).astype(np.float32) * scale + offset
+        found |= dict(zip(table["example_id"].to_pylist(), rows, strict=True))
+    return np.stack([found[name] for name in IDS])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -60,7 +71,7 @@ def test_attributions_are_those_of_one_full_sort_of_what_is_kept(
     settings = embedded(kind, attribute={"top_k": 9})
     run(settings, "attribute")
     found = pq.read_table(Path(settings.output) / "attributions").to_pylist()
-    vectors = kept(kind)
+    vectors = kept(settings)
     for place, query in enumerate(QUERIES.astype(np.float32)):
         scores = cosines(np.repeat(query[None], len(IDS), 0), vectors)
         best = sorted(range(len(IDS)), key=lambda i, of=scores: (-of[i], IDS[i]))[:9]  # type: ignore[misc]
@@ -73,47 +84,22 @@ def test_attributions_are_those_of_one_full_sort_of_what_is_kept(
     assert {row["example_id"]: row["score"] for row in group} == dict(zip(IDS, scores.tolist(), strict=True))
 
 
-def test_rankings_merged_a_few_at_a_time_end_in_the_same_bytes(
-    embedded: Callable[..., PipelineSettings], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Prevents a merge whose memory is bounded, and whose result hangs on the bound."""
-    in_this_process(monkeypatch)
-    settings = embedded("float16", attribute={"top_k": 9})
-    run(settings, "attribute")
-    output = Path(settings.output) / "attributions"
-    whole = file_hashes(output)
-    for path in output.glob("*.parquet"):
-        path.unlink()
-    monkeypatch.setattr(attribute, "_PLACES_AT_ONCE", 1)
-    run(settings, "attribute")
-    assert file_hashes(output) == whole
-
-
-@pytest.mark.parametrize("kind", ["int8", "binary"])
 def test_selection_and_filter_read_smaller_vectors(
-    embedded: Callable[..., PipelineSettings], kind: str, monkeypatch: pytest.MonkeyPatch
+    embedded: Callable[..., PipelineSettings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Prevents a traceback in what reads embeddings besides the search, near-duplicates among it."""
     in_this_process(monkeypatch)
-    settings = embedded(kind, select={"count": 12, "near": 0.999}, filter={"count": 5})
+    settings = embedded("int8", select={"count": 12, "near": 0.999}, filter={"count": 5})
     run(settings, "select", "filter")
-    scores = group_scores(QUERIES, kept(kind))
+    scores = group_scores(QUERIES, kept(settings))
     rows = pq.read_table(Path(settings.output) / "selected").to_pylist()
     assert [row["influcoder_score"] for row in rows] == [float(scores[IDS.index(row["id"])]) for row in rows]
     assert len(rows) == 12
     assert pq.read_table(Path(settings.output) / "removed").num_rows == 5
 
 
-def test_embeddings_say_how_they_are_kept_and_anybody_can_read_them(
-    embedded: Callable[..., PipelineSettings],
-) -> None:
-    """Prevents bytes that only this package understands."""
-    folder = Path(embedded("binary").output) / "embeddings"
-    table = pq.read_table(next(folder.glob("*.parquet")))
-    assert table.schema.metadata[b"vectors"] == b"binary"
-    row = table.to_pylist()[0]
-    numbers = np.frombuffer(row["embedding"], "int8")
-    assert np.abs(numbers).max() == 127
-    assert np.packbits(numbers < 0).tobytes() == row["bits"]
-    exact = vectors_of(len(IDS), 6)[IDS.index(row["example_id"])].astype(np.float32)
-    assert cosines(numbers[None].astype(np.float32), exact[None])[0] > 0.9995
+def test_int8_vectors_are_the_vectors(embedded: Callable[..., PipelineSettings]) -> None:
+    """Prevents bytes that only this package understands, and a search of something else than the corpus."""
+    found = kept(embedded("int8"))
+    truth = vectors_of(len(IDS), 6).astype(np.float32)
+    assert cosines(found, truth).min() > 0.9999

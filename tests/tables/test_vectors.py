@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from influcoder_ray.tables import schemas, vectors
-from influcoder_ray.tables.arrays import vector_matrix
+from influcoder_ray.tables.arrays import Steps, vector_column, vector_matrix
 from influcoder_ray.tables.place import Place
 from influcoder_ray.tables.state import parquet_bytes
 from influcoder_ray.tables.vectors import read_vectors
@@ -20,21 +20,16 @@ quick = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCh
 
 
 def made_up(rows: int, width: int, kind: str) -> pa.Table:
-    """Embeddings whose numbers are any bits that a finite number may have."""
+    """Embeddings of random numbers."""
     generator = np.random.default_rng(rows * 1000 + width)
-    if kind == "int8":
-        numbers = generator.integers(-127, 128, size=(rows, width)).astype(np.int8)
-        column: Any = pa.array([row.tobytes() for row in numbers], pa.binary(width))
-    else:
-        flat = pa.array(generator.normal(size=rows * width).astype(np.float16))
-        column = pa.FixedSizeListArray.from_arrays(flat, width)
+    column, steps = vector_column(generator.normal(size=(rows, width)), kind)
     cells = {
         "example_id": [f"doc:{row}" for row in range(rows)],
         "source": ["a.parquet:0"] * rows,
         "embedding": column,
         "familiarity": np.full(rows, 50, np.float32),
     }
-    return pa.table(cells, schema=schemas.embeddings(width, kind))
+    return pa.table(cells, schema=schemas.embeddings(width, kind, steps))
 
 
 @given(st.integers(1, 3000), st.integers(1, 400), st.integers(1, 900), st.sampled_from(["float16", "int8"]))
@@ -49,7 +44,10 @@ def test_vectors_are_those_that_arrow_reads_however_pages_and_row_groups_fall(
     found = list(read_vectors(place))
     assert [len(block) for block in found[:-1]] == [rows_per_group] * (len(found) - 1)
     assert np.concatenate(found).tobytes() == vector_matrix(table).tobytes()
-    assert all(block.flags.writeable and block.dtype == kind for block in found)
+    assert all(
+        block.flags.writeable and block.dtype == (np.float16 if kind == "float16" else np.float32)
+        for block in found
+    )
     last = list(read_vectors(place, [len(found) - 1]))
     assert last[0].tobytes() == found[-1].tobytes()
 
@@ -79,3 +77,24 @@ def test_tables_that_others_have_written_are_read_too(tmp_path: Path, written: d
     pq.write_table(table, path, row_group_size=200, **written)
     found = np.concatenate(list(read_vectors(Place(str(path)))))
     assert found.tobytes() == vector_matrix(table).tobytes()
+
+
+def test_int8_is_off_by_half_a_step_of_each_dimension_at_most() -> None:
+    """Prevents one wide dimension, or a large part that all vectors share, from swallowing the others."""
+    generator = np.random.default_rng(0)
+    spread = np.geomspace(1, 1e-4, 40)
+    vectors = (generator.normal(size=(500, 40)) * spread + 3).astype(np.float32)
+    steps = Steps.fit(vectors)
+    restored = steps.restore(steps.round(vectors))
+    assert (np.abs(restored - vectors) <= steps.scale / 2 + 1e-6).all()
+    assert (steps.scale <= 8 * spread / 254).all()
+    written = {key.encode(): value.encode() for key, value in steps.metadata("embedding").items()}
+    assert Steps.of(written, "embedding").restore(steps.round(vectors)).tobytes() == restored.tobytes()
+
+
+def test_int8_of_vectors_without_spread_and_of_none_is_exact() -> None:
+    """Prevents a division by a spread of 0, as of a unit with one row."""
+    one = np.array([[0.5, -0.25, 0.0]], np.float32)
+    for some in (one, np.repeat(one, 4, axis=0), one[:0]):
+        steps = Steps.fit(some)
+        assert steps.restore(steps.round(some)).tolist() == some.tolist()

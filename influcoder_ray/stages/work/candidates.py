@@ -19,6 +19,7 @@ from influcoder_ray.stages import embed
 from influcoder_ray.stages.folders import at_hand
 from influcoder_ray.stages.parts import part_of, step_id
 from influcoder_ray.tables import schemas
+from influcoder_ray.tables.arrays import vector_column, vector_matrix
 from influcoder_ray.tables.cells import read_cells
 from influcoder_ray.tables.state import Output
 from influcoder_ray.tables.units import Unit
@@ -101,12 +102,13 @@ class CandidateWork:
             "content_hash": [examples[place].content_hash for place in places.tolist()],
             "tokens": np.array(tokens, dtype=np.int32)[places],
         }
-        vector = None
+        dimensions = None
         if rows.vectors is not None:
             found = pc.index_in(rows.scored["example_id"], rows.vectors["example_id"])
-            columns["embedding"] = rows.vectors["embedding"].take(found).combine_chunks()
-            vector = columns["embedding"].type
-        table = pa.table(columns, schema=schemas.candidates(vector))
+            # Candidates of many files meet, whose int8 are not the same numbers.
+            columns["embedding"], _ = vector_column(vector_matrix(rows.vectors)[found.to_numpy()], "float16")
+            dimensions = columns["embedding"].type.list_size
+        table = pa.table(columns, schema=schemas.candidates(dimensions))
         return Output(
             {self._candidates: table}, rows_in=0, rows_out=0, counters={"candidates": len(different)}
         )

@@ -22,7 +22,7 @@ from influcoder_ray.stages.folders import at_hand
 from influcoder_ray.stages.work.device import prepare_device
 from influcoder_ray.stages.work.query_vectors import of_gradients, with_gradients
 from influcoder_ray.tables import schemas
-from influcoder_ray.tables.arrays import vector_columns
+from influcoder_ray.tables.arrays import vector_column
 from influcoder_ray.tables.cells import read_cells
 from influcoder_ray.tables.state import Output, quarantine_table
 from influcoder_ray.tables.units import Unit, read_rows
@@ -126,16 +126,17 @@ class EmbedWork:
         ]
         # The queries are few, and are kept as they were searched for.
         kind = self._settings.embed.vectors if side == "pool" else "float16"
+        column, steps = vector_column(vectors[good], kind)
         columns = {
             "example_id": [examples[i].example_id for i in good],
             "source": [examples[i].source for i in good],
-            **vector_columns(vectors[good], kind),
+            "embedding": column,
             "familiarity": familiarity[good],
         }
         if texts is not None:
-            columns["text_embedding"] = vector_columns(texts[good], "float16")["embedding"]
+            columns["text_embedding"], _ = vector_column(texts[good], "float16")
         text_dimensions = None if texts is None else texts.shape[1]
-        schema = schemas.embeddings(self._encoder.dimensions, kind, text_dimensions=text_dimensions)
+        schema = schemas.embeddings(self._encoder.dimensions, kind, steps, text_dimensions=text_dimensions)
         table = pa.table(columns, schema=schema)
         return Output(
             {unit.table: table},
