@@ -36,20 +36,25 @@ def progress(output: Path) -> int:
 class Storm:
     """The run, its driver and the faults that befall it."""
 
-    def __init__(self, cluster: RayNodes, file: Path) -> None:
+    def __init__(self, cluster: RayNodes, file: Path, whole: int) -> None:
         self._cluster, self._file = cluster, file
         self.output = file.with_suffix("")
         self.faults: Counter[str] = Counter()
         self._random = random.Random(SEED)
+        # Faults befall the run all along but for its very end, when too little would be left to be struck.
+        self._due = sorted(self._random.uniform(0, 0.9 * whole) for _ in range(FAULTS))
         self._driver = start_driver(cluster.address, file)
 
     def rage(self) -> None:
-        """Strike whenever some more is done; start the driver again where it was struck."""
-        while self.faults.total() < FAULTS:
-            self._wait_for(progress(self.output) + self._random.randint(1, 5))
+        """Strike when as much is done as each fault waits for; start the driver again where it was struck."""
+        for due in self._due:
+            self._wait_for(due)
             kind = self._random.choices(list(KINDS), list(KINDS.values()))[0]
-            if self._strike(kind):
-                self.faults[kind] += 1
+            deadline = time.monotonic() + 120
+            while not self._strike(kind):
+                assert time.monotonic() < deadline, f"nothing to strike after {self.faults}"
+                time.sleep(0.05)
+            self.faults[kind] += 1
 
     def end(self) -> None:
         """No driver outlives a test that failed."""
@@ -59,7 +64,7 @@ class Storm:
     def finish(self) -> None:
         assert self._driver.wait(900) == 0, self._file.with_suffix(".log").read_text()[-3000:]
 
-    def _wait_for(self, goal: int) -> None:
+    def _wait_for(self, goal: float) -> None:
         deadline = time.monotonic() + 600
         while progress(self.output) < goal:
             assert self._driver.poll() is None, (
@@ -100,7 +105,8 @@ def test_fifty_kills_lose_and_double_nothing(
     """Faults that are harmless one at a time may not be together: here they overlap."""
     undisturbed = make_file(tmp_path / "undisturbed", "large-corpus", 400)
     assert start_driver(whole_cluster.address, undisturbed).wait(900) == 0
-    storm = Storm(whole_cluster, make_file(tmp_path / "storm", "large-corpus", 400))
+    whole = progress(tmp_path / "undisturbed")
+    storm = Storm(whole_cluster, make_file(tmp_path / "storm", "large-corpus", 400), whole)
     try:
         storm.rage()
         storm.finish()
