@@ -120,7 +120,7 @@ def why_not_packed(model: nn.Module) -> str | None:
         return f"its window of attention is wider than {_WIDEST} tokens"
     lengths = [*([_WINDOWS_OF_PROBE * looks] if looks else []), *_PROBE_LENGTHS]
     mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
-    words = min(101, model.config.vocab_size - 3)  # type: ignore[union-attr,operator,arg-type]
+    words = min(101, int(model.config.vocab_size) - 3)  # type: ignore[union-attr,arg-type]
     ids = (torch.arange(mask.numel()) * 37 % words + 3).view_as(mask) * mask
     packed = Packed.of(ids, mask, first_position=first_position(model))
     try:

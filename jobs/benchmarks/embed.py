@@ -368,7 +368,8 @@ def _sentence_transformers(
         )
         return found
 
-    return [Way("sentence_transformers", None, there[0].auto_model, tokens, texts, encode)]
+    model: Any = there[0]
+    return [Way("sentence_transformers", None, model.auto_model, tokens, texts, encode)]
 
 
 def _through_ray(
