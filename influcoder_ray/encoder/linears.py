@@ -46,7 +46,7 @@ def packed_linears(model: nn.Module) -> Iterator[None]:
     try:
         for layer, forward in zip(layers, forwards, strict=True):
             # An instance's own forward comes before its class's.
-            layer.forward = forward  # type: ignore[method-assign,assignment]
+            layer.__dict__["forward"] = forward
         yield
     finally:
         for layer in layers:
