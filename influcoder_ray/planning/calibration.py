@@ -1,11 +1,11 @@
 """Speeds of this machine: some batches through the very code of the stages, for about a minute."""
 
 import math
-import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -41,9 +41,6 @@ _LEAST_TOKENS = 8192
 _SEARCHED_ROWS, _MOST_QUERIES = 16_384, 512
 # Steps of a made-up epoch of training.
 _STEPS = 4
-# Cores that Ray's own processes and the driver keep busy beside the workers. On two cores gradients ran at
-# 147 tokens/s without Ray, and in its workers at 122 to 128.
-_CORES_OF_RAY = 0.3
 
 # Workers of a stage that start one after the other: those of its pools, of its training, of single steps.
 _STARTS = {"sample": 2, "sketch": 1, "explore": 3, "distill": 3}
@@ -82,6 +79,12 @@ def calibrate(
     Raises:
         UserError: a model cannot be loaded.
     """
+    return _as_in_a_worker(lambda: _calibrate(settings, corpus, queries, dimensions, seconds))
+
+
+def _calibrate(
+    settings: PipelineSettings, corpus: Survey, queries: int, dimensions: int, seconds: float
+) -> Speeds:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     bare = calibrate_cpu(settings, corpus, queries=queries, dimensions=dimensions, seconds=seconds)
     with _threads(settings.workers.sketch):
@@ -95,11 +98,10 @@ def calibrate(
     loaded = {"sketch": teacher_start, "explore": teacher_start + encoder_start, "rerank": teacher_start}
     loaded |= {"distill": encoder_start, "embed": encoder_start, "mark": teacher_start}
     loaded |= dict.fromkeys(("evaluate", "validate"), teacher_start + encoder_start)
-    kept = _left_by_ray() if device.type == "cpu" else 1.0
     measured: dict[Kind, Measured] = {"gradients": gradients, "encoder": forward, "training": steps}
     return replace(
         bare,
-        per_second={**bare.per_second, **{kind: kept * one.per_second for kind, one in measured.items()}},
+        per_second={**bare.per_second, **{kind: one.per_second for kind, one in measured.items()}},
         start_seconds={stage: s + loaded.get(stage, 0.0) for stage, s in bare.start_seconds.items()},
         rests_on=(
             *(f"{kind}: {m.tokens:,} tokens in {m.seconds:.1f} s on {name}" for kind, m in measured.items()),
@@ -123,13 +125,12 @@ def calibrate_cpu(
         search = _search(queries, dimensions, settings.kept_per_query, _CPU_SHARE * seconds)
     start = worker_start_seconds()
     return Speeds(
-        per_second={"scan": _left_by_ray() * scan.per_second, "search": _left_by_ray() * search.per_second},
+        per_second={"scan": scan.per_second, "search": search.per_second},
         start_seconds={stage: starts * start for stage, starts in _STARTS.items()},
         rests_on=(
             f"scan: {scan.amount:,.0f} rows in {scan.seconds:.1f} s on this machine's CPU",
             f"search: {_SEARCHED_ROWS:,} made-up vectors for {min(queries, _MOST_QUERIES):,} queries at a "
             f"time, {search.seconds:.1f} s on this machine's CPU",
-            f"Ray's own processes are taken to keep {_CORES_OF_RAY} of a machine's cores busy",
             f"a worker's start: {start:.1f} s, in which a process of this machine imports what a worker does",
         ),
     )
@@ -265,10 +266,14 @@ def _started(load: Callable[[], T]) -> tuple[T, float]:
     return load(), time.perf_counter() - started
 
 
-def _left_by_ray() -> float:
-    """The share of a machine's cores that workers have, where they take all of them."""
-    cores = os.cpu_count() or 1
-    return max(cores - _CORES_OF_RAY, cores / 2) / cores
+def _as_in_a_worker(measure: Callable[[], T]) -> T:
+    """What is measured on a thread of its own, as workers compute.
+
+    Off the main one the C library gives large pieces of memory back at once, and fetches them anew: on two
+    cores gradients ran at 122 tokens/s, and at 140 to 166 on the main thread.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(measure).result()
 
 
 def _chunks(lengths: Sequence[int], most_tokens: int, most_rows: int) -> list[list[int]]:
