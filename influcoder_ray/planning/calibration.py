@@ -42,8 +42,9 @@ _SEARCHED_ROWS, _MOST_QUERIES = 16_384, 512
 # Steps of a made-up epoch of training.
 _STEPS = 4
 
-# Workers of a stage that start one after the other: those of its pools, of its training, of single steps.
-_STARTS = {"sample": 2, "sketch": 1, "explore": 3, "distill": 3}
+# Workers of a stage that start one after the other: those of its pools, of its training, of single steps. Ray
+# Train takes about two more for itself: its controller, the group of workers, their end.
+_STARTS = {"sample": 2, "sketch": 1, "explore": 3, "distill": 5}
 _STARTS |= {"embed": 1, "attribute": 1, "rerank": 2, "evaluate": 1, "validate": 2, "mark": 2}
 # What a worker imports before it does anything.
 _IMPORTS = "import ray.data, ray.train.torch, torch, transformers, influcoder_ray.stages.units_on_ray"
@@ -93,10 +94,10 @@ def _calibrate(
         encoder, encoder_start = _started(lambda: Encoder.load(at_hand(settings.encoder), device))
         forward = _forward(settings, encoder, corpus.examples, _FORWARD_SHARE * seconds)
     with _threads(settings.workers.distill):
-        steps = _training(settings, encoder, corpus.examples, _TRAINING_SHARE * seconds)
+        steps, fits = _training(settings, encoder, corpus.examples, _TRAINING_SHARE * seconds)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "this machine's CPU"
     loaded = {"sketch": teacher_start, "explore": teacher_start + encoder_start, "rerank": teacher_start}
-    loaded |= {"distill": encoder_start, "embed": encoder_start, "mark": teacher_start}
+    loaded |= {"distill": encoder_start + fits, "embed": encoder_start, "mark": teacher_start}
     loaded |= dict.fromkeys(("evaluate", "validate"), teacher_start + encoder_start)
     measured: dict[Kind, Measured] = {"gradients": gradients, "encoder": forward, "training": steps}
     return replace(
@@ -106,6 +107,7 @@ def _calibrate(
         rests_on=(
             *(f"{kind}: {m.tokens:,} tokens in {m.seconds:.1f} s on {name}" for kind, m in measured.items()),
             *bare.rests_on,
+            f"fits in closed form: {fits:.1f} s in all epochs, as for a few examples",
             "models are loaded once by each worker",
         ),
     )
@@ -184,8 +186,8 @@ def _forward(
 
 def _training(
     settings: PipelineSettings, encoder: Encoder, examples: Sequence[Example], seconds: float
-) -> Measured:
-    """FLOPs of training steps, on examples as they are and made-up sketches."""
+) -> tuple[Measured, float]:
+    """FLOPs of training steps, and the seconds of what all epochs do beside; sketches are made up."""
     spec = settings.distill
     windows, _ = encoder.windows(examples)
     generator = np.random.default_rng(0)
@@ -198,10 +200,9 @@ def _training(
     trained = training(encoder, queries, pool, spec, seed=settings.seed, workers=Workers())
     tokens = [len(window) for window in (*queries.windows, *pool.windows)]
     share = trained.steps_per_epoch * (spec.queries_per_step + spec.candidates_per_step) / len(tokens)
-    # The first epoch is not counted: it fits the head, or allocates and fills caches.
-    trained.train_epoch()
-    took, epochs = 0.0, 0
-    while took < seconds:
+
+    def epoch() -> tuple[float, float]:
+        """The seconds of its steps, and of what comes after them."""
         ended = started = time.perf_counter()
 
         def step_is_done(step: int, loss: float) -> None:
@@ -209,9 +210,17 @@ def _training(
             ended = time.perf_counter()
 
         trained.train_epoch(step_is_done)
-        took, epochs = took + ended - started, epochs + 1
+        return ended - started, time.perf_counter() - ended
+
+    # Steps of the first epoch, if it takes any, are not counted: it allocates and fills caches.
+    _, fits = epoch()
+    took, epochs, after = 0.0, 0, 0.0
+    while took < seconds:
+        stepping, fitting = epoch()
+        took, epochs, after = took + stepping, epochs + 1, after + fitting
     flops = TRAINING * forward_flops(encoder.model, tokens)
-    return Measured(epochs * share * flops, took, round(epochs * share * sum(tokens)))
+    measured = Measured(epochs * share * flops, took, round(epochs * share * sum(tokens)))
+    return measured, fits + (spec.epochs - 1) * after / epochs
 
 
 def _scan(settings: PipelineSettings, parts: Sequence[Part], seconds: float) -> Measured:

@@ -175,10 +175,7 @@ class Counts:
             shared=self._distillation,
             shared_units=workers,
             bytes_written=round(written) + self.models.tokenizer_bytes,
-            rests_on=(
-                "fits in closed form are not counted",
-                "checkpoints, of which the last two are kept, are not in the bytes",
-            ),
+            rests_on=("checkpoints, of which the last two are kept, are not in the bytes",),
         )
 
     def _embed(self) -> Work:
