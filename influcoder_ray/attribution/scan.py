@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from influcoder_ray.ahead import in_order
 from influcoder_ray.attribution.cosine import Vectors, check_vectors
 from influcoder_ray.attribution.distribution import ScoreHistogram
 from influcoder_ray.attribution.group import mean_direction
 from influcoder_ray.attribution.products import Asked, Looked, look
 from influcoder_ray.attribution.topk import Best, Ids, Ranking
-from influcoder_ray.tables.ahead import in_order
 
 
 @dataclass(frozen=True, eq=False)

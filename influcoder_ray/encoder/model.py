@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoConfig, AutoModel, PretrainedConfig
 
-from influcoder_ray.encoder.ahead import one_ahead
+from influcoder_ray.ahead import in_order
 from influcoder_ray.encoder.features import Reading, features, traits
 from influcoder_ray.encoder.head import FOLDER, Head, Side, has_head
 from influcoder_ray.encoder.linears import can_pack, packed_linears
@@ -271,7 +271,7 @@ class Encoder:
         tokens: list[int] = []
         parts = (examples[first : first + _ROWS_AT_ONCE] for first in range(0, len(examples), _ROWS_AT_ONCE))
         with torch.inference_mode(), self._fast():
-            for texts, cut_here in one_ahead(self._all_windows, parts):
+            for texts, cut_here in in_order(self._all_windows, parts, threads=1, ahead=2):
                 windows = list(chain.from_iterable(texts))
                 begins = [number == 0 for text in texts for number in range(len(text))]
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
-from influcoder_ray.tables.ahead import in_order
+from influcoder_ray.ahead import in_order
 from influcoder_ray.tables.arrays import Steps, Stored, vector_matrix, vector_type
 from influcoder_ray.tables.place import Place
 

@@ -49,10 +49,10 @@ from benchmarks.options import at_least
 from benchmarks.table import show_search
 from benchmarks.vectors import VectorsSpec, corpus_files, query_file
 from influcoder_ray import __version__
+from influcoder_ray.ahead import in_order
 from influcoder_ray.attribution.topk import Ranking, merge_each
 from influcoder_ray.stages.attribute import ROWS_PER_UNIT
 from influcoder_ray.stages.work.search import SearchTables, SearchWork, query_rows, ranking_of
-from influcoder_ray.tables.ahead import in_order
 from influcoder_ray.tables.arrays import Stored, vector_matrix
 from influcoder_ray.tables.datafiles import DataFile
 from influcoder_ray.tables.units import Unit, plan_units, read_rows

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from influcoder_ray.encoder.ahead import one_ahead
+from influcoder_ray.ahead import in_order
 
 
 def test_results_come_in_order_and_only_the_next_one_is_made_meanwhile() -> None:
@@ -19,13 +19,13 @@ def test_results_come_in_order_and_only_the_next_one_is_made_meanwhile() -> None
             ready.set()
         return item * 10
 
-    results = one_ahead(work, range(5))
+    results = in_order(work, range(5), threads=1, ahead=2)
     assert next(results) == 0
     assert ready.wait(10), "the next one has to be made while the first is used"
     time.sleep(0.05)
     assert begun == [0, 1]
     assert list(results) == [10, 20, 30, 40]
-    assert list(one_ahead(work, [])) == []
+    assert list(in_order(work, [], threads=1, ahead=2)) == []
 
 
 def test_a_fault_of_the_thread_is_raised_where_its_result_is_wanted() -> None:
@@ -36,7 +36,7 @@ def test_a_fault_of_the_thread_is_raised_where_its_result_is_wanted() -> None:
             raise ValueError("item 1")
         return item
 
-    results = one_ahead(work, range(3))
+    results = in_order(work, range(3), threads=1, ahead=2)
     assert next(results) == 0
     with pytest.raises(ValueError, match="item 1"):
         next(results)
