@@ -23,7 +23,8 @@ from influcoder_ray.tables.units import plan_units
 
 POOL, QUERIES = "sample/pool", "sample/queries"
 _POOL_CANDIDATES, _QUERY_CANDIDATES = "_state/sample/pool", "_state/sample/queries"
-LINE_BLOCKS = "_state/sample/line_blocks"
+# Of each file of lines by itself, and of all of them together, as the later stages read it.
+_BLOCKS_OF_FILES, LINE_BLOCKS = "_state/sample/blocks_of_files", "_state/sample/line_blocks"
 # Of a data set whose ids are looked through for one that stands twice: rows of Parquet, and bytes of lines.
 MOST_CHECKED_ROWS, MOST_CHECKED_BYTES = 10_000_000, 1 << 30
 _SMALLEST = 10
@@ -32,7 +33,8 @@ ROWS_PER_GROUP = 16
 
 
 def state(root: Place) -> StageState:
-    return StageState(root, "sample", (POOL, QUERIES, _POOL_CANDIDATES, _QUERY_CANDIDATES, LINE_BLOCKS))
+    scanned = (_POOL_CANDIDATES, _QUERY_CANDIDATES, _BLOCKS_OF_FILES)
+    return StageState(root, "sample", (POOL, QUERIES, LINE_BLOCKS, *scanned))
 
 
 def check(settings: PipelineSettings) -> None:
@@ -91,7 +93,7 @@ def plan(settings: PipelineSettings) -> StagePlan:
                 "seed": settings.seed,
                 "apart_from": taken,
                 "stage": record.stage,
-                "line_blocks": LINE_BLOCKS if table == _POOL_CANDIDATES else None,
+                "line_blocks": _BLOCKS_OF_FILES if table == _POOL_CANDIDATES else None,
             }
             work = WorkPlan(record, units[table], ScanWork, arguments)
             manifests |= run_units(work, fingerprint, reservation, display)
@@ -145,7 +147,8 @@ def split_sizes(count: int, validation_share: float, test_share: float) -> tuple
 
 
 def _choose(settings: PipelineSettings, record: StageState) -> Output:
-    tables = {}
+    blocks = record.read(_BLOCKS_OF_FILES, schemas.LINE_BLOCKS)
+    tables = {LINE_BLOCKS: blocks} if blocks.num_rows else {}
     for table, candidates, count, setting in (
         (QUERIES, _QUERY_CANDIDATES, settings.sample.queries, "queries.path"),
         (POOL, _POOL_CANDIDATES, settings.sample.pool, "corpus.path"),

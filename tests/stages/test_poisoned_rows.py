@@ -12,6 +12,9 @@ from rich.console import Console
 
 from influcoder_ray import pipeline
 from influcoder_ray.config import PipelineSettings
+from influcoder_ray.pipeline import settings_of_run
+from influcoder_ray.stages import sample
+from influcoder_ray.stages.corpus import corpus_files
 
 PNG = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\xff\xfe"
 # name -> (prompt, response, why it cannot be used; None where it can)
@@ -123,3 +126,14 @@ def test_the_report_survives_them(poisoned: Path) -> None:
     html = (poisoned / "report.html").read_bytes()
     assert b"\x00" not in html
     assert len(html) < 3_000_000
+
+
+def test_the_later_stages_find_where_the_lines_stand_in_one_table(poisoned: Path) -> None:
+    """Prevents files of lines that no two workers share, and a look into thousands of tables to share them."""
+    settings = settings_of_run(str(poisoned), option="test")
+    (table,) = (poisoned / sample.LINE_BLOCKS).glob("*.parquet")
+    assert pq.read_metadata(table).num_rows
+    (lines,) = (file for file in corpus_files(settings) if not file.is_parquet)
+    text = Path(lines.place.path).read_bytes()
+    assert sum(lines.row_groups or ()) == len(text.splitlines())
+    assert lines.offsets[-1] >= len(text)
