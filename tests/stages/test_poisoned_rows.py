@@ -129,7 +129,7 @@ def test_the_report_survives_them(poisoned: Path) -> None:
 
 
 def test_the_later_stages_find_where_the_lines_stand_in_one_table(poisoned: Path) -> None:
-    """Prevents files of lines that no two workers share, and a look into thousands of tables to share them."""
+    """Prevents files of lines that no two workers share, and thousands of tables read to share them."""
     settings = settings_of_run(str(poisoned), option="test")
     (table,) = (poisoned / sample.LINE_BLOCKS).glob("*.parquet")
     assert pq.read_metadata(table).num_rows
