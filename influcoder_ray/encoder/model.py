@@ -31,8 +31,8 @@ Pooling = Literal["mean", "cls"]
 _HEAD_MODULE = "influcoder_ray.encoder.sentence_module.InfluenceHead"
 # Rows whose tokens are made together, and which share batches: enough that rows of like length meet.
 _ROWS_AT_ONCE = 1024
-# Tokens of a pass where the settings leave them open: in training and on a GPU, and where a CPU embeds.
-_TOKENS, _TOKENS_ON_CPU = 2048, 512
+# Tokens of a pass where the settings leave them open: in training, and where a CPU or a GPU embeds.
+_TOKENS, _TOKENS_ON_CPU, _TOKENS_ON_GPU = 2048, 512, 32_768
 
 
 class Encoder:
@@ -84,7 +84,7 @@ class Encoder:
     @property
     def tokens_per_batch(self) -> int:
         """Tokens of one pass when texts are embedded."""
-        return self.spec.tokens_per_batch or (_TOKENS_ON_CPU if self.device.type == "cpu" else _TOKENS)
+        return self.spec.tokens_per_batch or (_TOKENS_ON_CPU if self.device.type == "cpu" else _TOKENS_ON_GPU)
 
     @property
     def reading(self) -> Reading:
@@ -270,7 +270,13 @@ class Encoder:
         cut: list[bool] = []
         tokens: list[int] = []
         parts = (examples[first : first + _ROWS_AT_ONCE] for first in range(0, len(examples), _ROWS_AT_ONCE))
+
+        def fetch(first: int, part: Tensor) -> None:
+            found[first : first + len(part)] = part.cpu().numpy()
+
         with torch.inference_mode(), self._fast():
+            # Fetched only when the next part is under way: a GPU would wait for it to be prepared.
+            held: tuple[int, Tensor] | None = None
             for texts, cut_here in in_order(self._all_windows, parts, threads=1, ahead=2):
                 windows = list(chain.from_iterable(texts))
                 begins = [number == 0 for text in texts for number in range(len(text))]
@@ -279,10 +285,14 @@ class Encoder:
                     report(sum(begins[row] for row in rows))
 
                 both = self._batched(windows, read_width, one_batch, done, self.tokens_per_batch)
-                rows = slice(len(cut), len(cut) + len(texts))
-                found[rows] = finished(_mean_of_windows(both, texts)).cpu().numpy()
+                ready = len(cut), finished(_mean_of_windows(both, texts))
+                if held is not None:
+                    fetch(*held)
+                held = ready
                 cut += cut_here
                 tokens += [sum(len(window) for window in text) for text in texts]
+            if held is not None:
+                fetch(*held)
         return found, cut, tokens
 
     def _all_windows(self, examples: Sequence[Example]) -> tuple[list[list[list[int]]], list[bool]]:
@@ -343,13 +353,17 @@ class Encoder:
 
     def _padded(self, windows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Ids and mask, (N, T) each, padded on the right."""
-        longest = max(len(w) for w in windows)
-        ids = torch.full((len(windows), longest), self.tokenizer.pad_token_id or 0, dtype=torch.long)
-        mask = torch.zeros(len(windows), longest, dtype=torch.long)
-        for row, window in enumerate(windows):
-            ids[row, : len(window)] = torch.tensor(window)
-            mask[row, : len(window)] = 1
-        return ids.to(self.device), mask.to(self.device)
+        lengths = torch.tensor([len(w) for w in windows])
+        real = torch.arange(int(lengths.max())) < lengths[:, None]
+        ids = torch.full(real.shape, self.tokenizer.pad_token_id or 0, dtype=torch.long)
+        ids[real] = torch.tensor(list(chain.from_iterable(windows)))
+        return self._moved(ids), self._moved(real.long())
+
+    def _moved(self, tensor: Tensor) -> Tensor:
+        """A tensor of the CPU's on this encoder's device; a GPU fetches it without being waited for."""
+        if self.device.type == "cuda":
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor.to(self.device)
 
     def _pooled(self, states: Tensor, mask: Tensor) -> Tensor:
         """One vector a text, (N, h) float32 and of any length, of its token states (N, T, h)."""

@@ -19,8 +19,11 @@ from torch import Tensor, nn
 
 from influcoder_ray.errors import UserError
 from influcoder_ray.gradients.adapter import AdapterWeights
+from influcoder_ray.gradients.fused import kernels_on
 from influcoder_ray.gradients.layout import Layout
 
+# An adapter's matrices, in the order in which their gradients follow each other.
+MATRICES = ("lora_B", "lora_A")
 # (module name, "lora_B", gradients (N, R, O): dL/dB transposed) or (module name, "lora_A", (N, R, I)),
 # float32: one call for each matrix of each module. The side along R comes first since a product of
 # few rows by many is several times as fast as its transpose.
@@ -61,8 +64,16 @@ def capturing(
 def summing(consume: Consumer, layout: Layout) -> Taker:
     """A taker that hands every example's gradients to `consume`."""
 
+    kernels = kernels_on(layout.ids.device)
+    starts = layout.starts if kernels is not None else None
+
     def take(module: str, matrix: str, narrow: Tensor, wide: Tensor, scaling: float) -> None:
-        consume(module, matrix, outer_sums(narrow, wide, layout).mul_(scaling))
+        if kernels is None or wide.dtype == torch.float32:
+            sums = outer_sums(narrow, wide, layout).mul_(scaling)
+        else:
+            few, many = (side.reshape(layout.size, -1) for side in (narrow, wide))
+            sums = kernels.outer_sums(few, many, starts, scaling)
+        consume(module, matrix, sums)
 
     return take
 

@@ -9,7 +9,7 @@ than with an operation for every length.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import accumulate, groupby
 
 import torch
 from torch import Tensor
@@ -61,6 +61,12 @@ class Layout:
     def size(self) -> int:
         """Positions of the input, padding included."""
         return self.ids.numel()
+
+    @property
+    def starts(self) -> Tensor:
+        """Int32 (N + 1,): where each example begins in all positions, and where the last one ends."""
+        lengths = [run.length for run in self.runs for _ in range(run.count)]
+        return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32).to(self.ids.device)
 
 
 def lay_out(

@@ -16,6 +16,7 @@ no order and no atomics, so that they are the same on every device and in every 
 import torch
 from torch import Tensor
 
+from influcoder_ray.gradients.fused import kernels_on
 from influcoder_ray.gradients.hashing import hash_octets, hash_of, key_of, signs_of
 
 
@@ -32,6 +33,7 @@ class CountSketch:
         self.seed = seed
         # A bit for each parameter that was met: nearly half of the sketch's time went into hashing them anew.
         self._octets: dict[tuple[str, int, torch.device], Tensor] = {}
+        self._maps: dict[tuple[str, int, torch.device], Tensor] = {}
 
     def add(self, sketches: Tensor, gradients: Tensor, name: str) -> None:
         """Add a parameter's gradients to sketches, in place.
@@ -42,6 +44,13 @@ class CountSketch:
             name: the parameter's full name; the same name always meets the same buckets and signs.
         """
         flat = gradients.flatten(1)
+        kernels = kernels_on(flat.device)
+        if kernels is not None:
+            octets = self._octets_of(flat.shape[1], name, flat.device)
+            kernels.add_to_sketches(
+                sketches, flat.float(), octets, self._maps_of(flat.shape[1], name, flat.device)
+            )
+            return
         signed = flat.float() * self.signs(flat.shape[1], name, flat.device)
         for buckets, block in zip(
             self.buckets(flat.shape[1], name, flat.device), signed.split(self.width, dim=1), strict=True
@@ -67,20 +76,35 @@ class CountSketch:
 
     def buckets(self, count: int, name: str, device: torch.device) -> list[Tensor]:
         """The bucket of each of a parameter's entries, block by block: int64 (at most D,) each."""
-        key = key_of(self.seed, "buckets", name)
         place = torch.arange(min(count, self.width), dtype=torch.int64, device=device)
         return [
-            (
-                place[: count - block * self.width] * (hash_of(2 * block, key) | 1)
-                + hash_of(2 * block + 1, key)
-            )
-            & (self.width - 1)
-            for block in range(-(-count // self.width))
+            (place[: count - block * self.width] * multiplier + shift) & (self.width - 1)
+            for block, (multiplier, shift) in enumerate(self._affine_maps(count, name))
         ]
 
     def signs(self, count: int, name: str, device: torch.device) -> Tensor:
         """The sign of each of a parameter's entries: float32 (count,) of -1 and 1."""
+        return signs_of(self._octets_of(count, name, device), count)
+
+    def _affine_maps(self, count: int, name: str) -> list[tuple[int, int]]:
+        """Multiplier and shift, modulo D, of each block of a parameter's entries."""
+        key = key_of(self.seed, "buckets", name)
+        return [
+            ((hash_of(2 * block, key) | 1) % self.width, hash_of(2 * block + 1, key) % self.width)
+            for block in range(-(-count // self.width))
+        ]
+
+    def _maps_of(self, count: int, name: str, device: torch.device) -> Tensor:
+        """The same as int32 (blocks, 3), each multiplier's inverse modulo D between the two."""
+        parameter = (name, count, device)
+        if parameter not in self._maps:
+            maps = [(m, pow(m, -1, self.width), shift) for m, shift in self._affine_maps(count, name)]
+            self._maps[parameter] = torch.tensor(maps, dtype=torch.int32).to(device)
+        return self._maps[parameter]
+
+    def _octets_of(self, count: int, name: str, device: torch.device) -> Tensor:
+        """The bits that stand for a parameter's signs."""
         parameter = (name, count, device)
         if parameter not in self._octets:
             self._octets[parameter] = hash_octets(count, key_of(self.seed, "signs", name), device)
-        return signs_of(self._octets[parameter], count)
+        return self._octets[parameter]

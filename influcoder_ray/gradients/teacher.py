@@ -15,7 +15,7 @@ from influcoder_ray.examples.tokens import Tokens, loss_tokens, resolve_template
 from influcoder_ray.gradients.adapter import AdapterWeights, adapter_weights, find_targets
 from influcoder_ray.gradients.attention import why_not_packed
 from influcoder_ray.gradients.budget import CPU_TOKENS, tokens_per_batch
-from influcoder_ray.gradients.capture import Taker, summing
+from influcoder_ray.gradients.capture import MATRICES, Taker, summing
 from influcoder_ray.gradients.layout import Layout, lay_out, most_runs_on
 from influcoder_ray.gradients.loading import load_config, load_model, weights_dtype
 from influcoder_ray.gradients.optimizer import state_of
@@ -142,11 +142,11 @@ class Teacher:
         def batch(rows: list[int]) -> None:
             nonlocal positions
             part = torch.zeros(len(rows), sketch.width, device=self.device)
-            part_squares = torch.zeros(len(rows), len(columns), device=self.device)
+            part_norms = torch.zeros(len(rows), len(columns), len(MATRICES), device=self.device)
 
             def consume(module: str, matrix: str, gradients: Tensor) -> None:
-                norms = torch.linalg.vector_norm(gradients, dim=(1, 2))
-                part_squares[:, columns[module]] += norms.square()
+                out = part_norms[:, columns[module], MATRICES.index(matrix)]
+                torch.linalg.vector_norm(gradients, dim=(1, 2), out=out)
                 name = f"{module}.{matrix}"
                 sketch.add(part, direction(name, gradients) if direction else gradients, name)
 
@@ -154,7 +154,7 @@ class Teacher:
             loss = self.run(layout, summing(consume, layout))
             # Written only when the batch is through: one that runs out of memory is done again.
             index = torch.tensor(rows, device=self.device)
-            sketches[index], squares[index], losses[index] = part, part_squares, loss
+            sketches[index], squares[index], losses[index] = part, part_norms.square().sum(2), loss
             positions += layout.size
             report(len(rows))
 
@@ -200,7 +200,7 @@ class Teacher:
         rows = [
             part.transpose(1, 2) if matrix == "lora_B" else part
             for module in self.modules
-            for matrix in ("lora_B", "lora_A")
+            for matrix in MATRICES
             if (part := parts.get((module, matrix))) is not None
         ]
         whole: np.ndarray = torch.cat([part.flatten(1) for part in rows], 1).cpu().numpy()

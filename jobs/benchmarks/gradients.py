@@ -45,6 +45,7 @@ TITLE = "Per-example gradients: tokens per second beside the plain backward pass
 
 # Above these relative errors the thing timed is not the gradient; low precision rounds at every layer.
 _MOST_ERROR = {"float32": 1e-3, "tf32": 0.1, "bfloat16": 0.2}
+_LEAST_TOKENS = 32
 _VERSIONS = ("torch", "transformers", "peft")
 
 
@@ -56,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--random-weights",
         metavar="CONFIG",
         help="a config.json, or a folder with one (Qwen3-4B's, say): seeded random weights of that shape, "
-        "made on the device, and --count rows of exactly --max-tokens random tokens",
+        "made on the device, and --count rows of random tokens",
     )
     parser.add_argument("--rows", metavar="FILE", help="Parquet or JSON Lines with the rows")
     parser.add_argument("--prompt", nargs="+", metavar="COLUMN", help="column, or columns, of the prompt")
@@ -64,7 +65,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text", metavar="COLUMN", help="column of raw text, in place of a pair")
     parser.add_argument("--count", type=at_least(2), default=200, help="rows (%(default)s)")
     parser.add_argument(
-        "--min-tokens", type=at_least(2), default=32, help="shorter rows are skipped (%(default)s)"
+        "--min-tokens",
+        type=at_least(2),
+        help=f"shorter rows are skipped ({_LEAST_TOKENS}); random rows have between so many and "
+        "--max-tokens, and all of these if it is not given",
     )
     parser.add_argument(
         "--max-tokens", type=at_least(8), default=256, help="longer rows are cut (%(default)s)"
@@ -273,7 +277,11 @@ def _material(
         teacher = random_teacher(arguments.random_weights, spec, adapter, seed=arguments.seed, device=device)
         vocabulary = teacher.model.get_input_embeddings().num_embeddings  # type: ignore[operator]
         tokens = random_tokens(
-            vocabulary, count=arguments.count, length=arguments.max_tokens, seed=arguments.seed
+            vocabulary,
+            count=arguments.count,
+            shortest=arguments.min_tokens or arguments.max_tokens,
+            longest=arguments.max_tokens,
+            seed=arguments.seed,
         )
         return teacher, tokens
     if not arguments.rows:
@@ -281,7 +289,11 @@ def _material(
     columns = _columns(arguments)
     teacher = Teacher.load(spec, adapter, seed=arguments.seed, device=device)
     return teacher, read_tokens(
-        teacher, arguments.rows, columns, count=arguments.count, min_tokens=arguments.min_tokens
+        teacher,
+        arguments.rows,
+        columns,
+        count=arguments.count,
+        min_tokens=arguments.min_tokens or _LEAST_TOKENS,
     )
 
 

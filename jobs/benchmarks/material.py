@@ -59,11 +59,12 @@ def random_teacher(
     return Teacher(model, None, weights, spec)
 
 
-def random_tokens(vocabulary: int, *, count: int, length: int, seed: int) -> list[Tokens]:
-    """Examples of `length` random token ids each, with the loss on all but the first."""
+def random_tokens(vocabulary: int, *, count: int, shortest: int, longest: int, seed: int) -> list[Tokens]:
+    """Examples of random token ids, as many as drawn for each, with the loss on all but the first."""
     generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(vocabulary, (count, length), generator=generator).tolist()
-    return [Tokens(tuple(row), 1, False) for row in ids]
+    lengths = torch.randint(shortest, longest + 1, (count,), generator=generator).tolist()
+    rows = (torch.randint(vocabulary, (length,), generator=generator).tolist() for length in lengths)
+    return [Tokens(tuple(row), 1, False) for row in rows]
 
 
 def read_tokens(

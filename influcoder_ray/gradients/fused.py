@@ -1,0 +1,20 @@
+"""Whether the fused kernels run on a device; plain torch does the same everywhere."""
+
+import importlib.util
+from functools import cache
+from types import ModuleType
+
+import torch
+
+# Of the first generation (Ampere) whose tensor cores take bfloat16.
+_LEAST_CAPABILITY = (8, 0)
+
+
+@cache
+def kernels_on(device: torch.device) -> ModuleType | None:
+    """The module `kernels` where this device's are compiled by Triton and Triton is installed; else None."""
+    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
+        return None
+    if torch.cuda.get_device_capability(device) < _LEAST_CAPABILITY:
+        return None
+    return importlib.import_module("influcoder_ray.gradients.kernels")
