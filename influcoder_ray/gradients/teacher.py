@@ -18,6 +18,7 @@ from influcoder_ray.gradients.budget import CPU_TOKENS, tokens_per_batch
 from influcoder_ray.gradients.capture import MATRICES, Taker, summing
 from influcoder_ray.gradients.layout import Layout, lay_out, most_runs_on
 from influcoder_ray.gradients.loading import load_config, load_model, weights_dtype
+from influcoder_ray.gradients.norms import fused_norms, norms_of
 from influcoder_ray.gradients.optimizer import state_of
 from influcoder_ray.gradients.passes import float32_products, run_passes
 from influcoder_ray.gradients.sketch import CountSketch
@@ -80,6 +81,8 @@ class Teacher:
         packed = spec.layout == "auto" and self.why_padded is None
         self.layout: Literal["packed", "padded"] = "packed" if packed else "padded"
         self._tokens_per_batch = spec.tokens_per_batch or CPU_TOKENS
+        # A CPU has no operation of its own for them.
+        self._norms = norms_of(model) if self.device.type == "cuda" else []
 
     @staticmethod
     def load(spec: ModelSpec, adapter: AdapterSpec, *, seed: int, device: torch.device) -> "Teacher":
@@ -217,7 +220,8 @@ class Teacher:
 
     def run(self, layout: Layout, take: Taker) -> Tensor:
         """One forward and backward pass over a batch; returns each example's loss (N,), see `run_passes`."""
-        with float32_products("high" if self.spec.dtype == "tf32" else "highest"):
+        precision = "high" if self.spec.dtype == "tf32" else "highest"
+        with float32_products(precision), fused_norms(self._norms):
             return run_passes(self.model, self.weights, layout, take)
 
     def refuse_too_large(self, rows: Sequence[int]) -> None:
