@@ -13,6 +13,8 @@ Template = Literal["auto", "chat", "plain"]
 # Nothing beyond this many characters a token of window is looked at: a document of megabytes costs
 # no more to tokenize than one that just fills the window. Few tokens stand for more than 16.
 CHARACTERS_PER_TOKEN = 16
+# Of a long text so many are tried first: they fill the window of most, and the rest is never tokenized.
+_USUAL_CHARACTERS_PER_TOKEN = 6
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,8 @@ def text_windows(
         texts.append(prompt + example.response[: most * limit])
         starts.append(len(prompt))
         cuts.append(len(example.response) > most * limit or len(example.prompt) > limit)
-    tokens = _ids(tokenizer, texts)
+    # Further windows reach the end of most texts.
+    tokens = _opening_ids(tokenizer, texts, starts, room) if most == 1 else _ids(tokenizer, texts)
     long = [row for row, ids in enumerate(tokens) if len(ids) > room]
     # Where the response begins is asked of few: offsets of all would take longer than their tokens.
     answers = _first_tokens(tokenizer, [(texts[row], starts[row]) for row in long if starts[row]])
@@ -211,8 +214,27 @@ def prompt_text(example: Example, tokenizer: Any, template: Literal["chat", "pla
         return "", f"the chat template refuses it: {str(error).splitlines()[0]}"
 
 
+def _opening_ids(tokenizer: Any, texts: Sequence[str], starts: Sequence[int], enough: int) -> list[list[int]]:
+    """Token ids of each text; of a long one that has no prompt its first ones, more than `enough`.
+
+    It is cut where a space begins, behind which tokenizers begin anew.
+    """
+    characters = enough * _USUAL_CHARACTERS_PER_TOKEN
+    openings = [
+        text[:characters].rpartition(" ")[0].rstrip() if start == 0 and len(text) > characters else ""
+        for text, start in zip(texts, starts, strict=True)
+    ]
+    found = _ids(tokenizer, [opening or text for opening, text in zip(openings, texts, strict=True)])
+    short = [row for row, opening in enumerate(openings) if opening and len(found[row]) <= enough]
+    for row, ids in zip(short, _ids(tokenizer, [texts[row] for row in short]), strict=True):
+        found[row] = ids
+    return found
+
+
 def _ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     """Token ids of each text without special tokens; nothing else is asked for, which takes its time."""
+    if not texts:
+        return []
     ids: list[list[int]] = tokenizer(
         texts,
         add_special_tokens=False,

@@ -10,7 +10,7 @@ from influcoder_ray.gradients.specs import AdapterSpec, ModelSpec
 # Of a CPU's: from here on more tokens make a product no faster, and the caches hold less of them.
 CPU_TOKENS = 1_024
 # Of a GPU's: more than this keeps no card busier.
-MOST_TOKENS = 32_768
+MOST_TOKENS = 131_072
 # Where nothing can be predicted; running out of memory halves it.
 _UNKNOWN_TOKENS = 8_192
 # The rest is for what no prediction sees: fragments, libraries' workspaces, the device's own context.

@@ -1,12 +1,14 @@
 """Token windows: the response survives, and the loss falls on it alone."""
 
+from functools import cache
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from influcoder_ray.examples import Example, Turn
 from influcoder_ray.examples.tokens import (
@@ -275,3 +277,25 @@ def test_a_text_window_of_megabytes_is_marked_as_cut(side: str, long: str) -> No
     assert len(window) <= 8
     word = VOCABULARY["w1"] if long.startswith("w1") else VOCABULARY["[UNK]"]
     assert window[-2] == (VOCABULARY["w2"] if side == "prompt" else word)
+
+
+_PIECES = ["a", "w1", " ", "  ", "\n", " \n ", "it's", "4096", "é", "漢字", "x" * 40, "...", "🙂", "\t"]
+
+
+@given(st.lists(st.sampled_from(_PIECES), min_size=30, max_size=120).map("".join), st.integers(4, 12))
+@settings(max_examples=200, deadline=None)
+def test_a_long_text_has_the_window_that_all_its_tokens_give(
+    encoder_folder: Path, text: str, max_tokens: int
+) -> None:
+    """Prevents a text that is tokenized in part from having another token where that part ends."""
+    tokenizer = _of(encoder_folder)
+    room, limit = max_tokens - 2, max_tokens * CHARACTERS_PER_TOKEN
+    (window,), (cut,) = text_window([Example("i", "", text, "f:0")], tokenizer, max_tokens=max_tokens)
+    whole = tokenizer(text[:limit], add_special_tokens=False)["input_ids"]
+    assert window == [tokenizer.cls_token_id, *whole[:room], tokenizer.sep_token_id]
+    assert cut == (len(whole) > room or len(text) > limit)
+
+
+@cache
+def _of(folder: Path) -> Any:
+    return AutoTokenizer.from_pretrained(folder)
