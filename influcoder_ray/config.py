@@ -307,6 +307,11 @@ class PipelineSettings(Spec):
         """How many examples the search keeps for each query: at least as many as are re-ranked."""
         return max(self.attribute.top_k, self.rerank.candidates)
 
+    @property
+    def keeps_texts(self) -> bool:
+        """Whether each embedded row has a second vector, of what its text is about."""
+        return self.rerank.text_candidates > 0 or self.filter.measure == "text"
+
     def to_yaml(self) -> str:
         """The file that replays this run."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

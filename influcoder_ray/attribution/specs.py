@@ -158,6 +158,12 @@ class FilterSpec(Spec):
     by: Literal["max", "mean"] = Field(
         default="max", description="Influence: the highest cosine with any of the queries, or the mean."
     )
+    measure: Literal["influence", "text"] = Field(
+        default="influence",
+        description="What is compared: the predicted gradients, or what the texts are about, which finds a "
+        "label's rows where gradients carry no sign of it. For text the embed stage keeps a second vector of "
+        "each row.",
+    )
     queries: QueryChoice = Field(
         default=QueryChoice(),
         description="The unwanted answers; all queries that are not protected if unset.",

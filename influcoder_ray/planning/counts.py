@@ -64,7 +64,7 @@ class Counts:
     @property
     def _text_dimensions(self) -> int:
         """Numbers in the vector of a text that is searched by beside it; 0 where none is."""
-        return self.models.reading.hidden if self.settings.rerank.text_candidates else 0
+        return self.models.reading.hidden if self.settings.keeps_texts else 0
 
     def works(self) -> list[Work]:
         """The work of each stage that the settings want, in order; the report takes next to nothing."""

@@ -1,6 +1,7 @@
 """Embed: the unit vector of every corpus row by the distilled encoder, and of every query."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from influcoder_ray.config import PipelineSettings
 from influcoder_ray.stages import distill, sample
@@ -19,6 +20,15 @@ def state(root: Place) -> StageState:
     return StageState(root, "embed", (CORPUS, QUERIES))
 
 
+def _texts(settings: PipelineSettings) -> dict[str, Any]:
+    """The setting by which rows have a second vector, if there is one."""
+    if not settings.keeps_texts:
+        return {}
+    if settings.rerank.text_candidates:
+        return {"rerank": {"text_candidates": "any"}}
+    return {"filter": {"measure": "text"}}
+
+
 def plan(settings: PipelineSettings) -> StagePlan:
     sampled, distilled = sample.state(settings.root), distill.state(settings.root)
     files = corpus_files(settings)
@@ -30,7 +40,7 @@ def plan(settings: PipelineSettings) -> StagePlan:
             "encoder": settings.encoder.model_dump(mode="json", exclude={"path"}),
             "embed": settings.embed.model_dump(mode="json"),
         }
-        | ({"rerank": {"text_candidates": "any"}} if settings.rerank.text_candidates else {})
+        | _texts(settings)
     )
     units = [
         unit

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 from influcoder_ray.config import PipelineSettings
 from influcoder_ray.errors import UserError
@@ -102,10 +103,13 @@ def plan(settings: PipelineSettings) -> StagePlan:
     def run(display: Display) -> Mapping[str, Manifest]:
         from influcoder_ray.stages.work.cards import removed_card
         from influcoder_ray.stages.work.choosing import choose_unwanted
+        from influcoder_ray.stages.work.text_search import TEXTS
 
         check(settings)
         aims = find_aims(settings, "filter", spec.queries, protected=spec.protected)
         scoring = Scoring(aims, by=spec.by, weight=spec.weight, labels=spec.labels)
+        if spec.measure == "text":
+            scoring = replace(scoring, column=TEXTS)
         steps = Steps(settings, record, fingerprint, display)
         steps.over_parts(scored, ScoreWork, settings=settings, scoring=scoring, tables=TABLES)
         made = steps.alone(

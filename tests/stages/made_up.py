@@ -129,7 +129,11 @@ def _embedded(settings: PipelineSettings, fingerprint: Fingerprint) -> dict[str,
     from influcoder_ray.tables.units import plan_units
 
     def table(
-        ids: Sequence[str], sources: Sequence[str], vectors: np.ndarray, kind: str = "float16"
+        ids: Sequence[str],
+        sources: Sequence[str],
+        vectors: np.ndarray,
+        texts: np.ndarray,
+        kind: str = "float16",
     ) -> pa.Table:
         column, steps = vector_column(vectors, kind)
         columns = {
@@ -138,23 +142,28 @@ def _embedded(settings: PipelineSettings, fingerprint: Fingerprint) -> dict[str,
             "embedding": column,
             "familiarity": np.full(len(ids), 50, np.float32),
         }
-        return pa.table(columns, schema=schemas.embeddings(DIMENSIONS, kind, steps))
+        keeps = settings.keeps_texts
+        if keeps:
+            columns["text_embedding"], _ = vector_column(texts, "float16")
+        text_dimensions = DIMENSIONS if keeps else None
+        schema = schemas.embeddings(DIMENSIONS, kind, steps, text_dimensions=text_dimensions)
+        return pa.table(columns, schema=schema)
 
     cut = {"rows_per_unit": settings.embed.rows_per_unit, "fingerprint": fingerprint.digest}
     found: dict[str, dict[str, pa.Table]] = {}
     ids = [row["id"] for row in query_rows()]
     vectors = vectors_of(len(ids), 5)
     (unit,) = plan_units(sample.state(settings.root).data_files(sample.QUERIES), **cut, table=embed.QUERIES)
-    found[unit.unit_id] = {embed.QUERIES: table(ids, ids, vectors)}
+    found[unit.unit_id] = {embed.QUERIES: table(ids, ids, vectors, vectors_of(len(ids), 15))}
     order = {row["id"]: place for place, row in enumerate(corpus_rows())}
-    vectors = vectors_of(CORPUS_ROWS, 6)
+    vectors, texts = vectors_of(CORPUS_ROWS, 6), vectors_of(CORPUS_ROWS, 16)
     for unit in plan_units(corpus_files(settings), **cut, table=embed.CORPUS):
         records = read_records(unit)
         names = records.table["id"].to_pylist()
         sources = [f"{unit.relative}:{row}" for row in records.rows]
-        rows = vectors[[order[name] for name in names]]
+        places = [order[name] for name in names]
         kind = settings.embed.vectors
-        found[unit.unit_id] = {embed.CORPUS: table(names, sources, rows, kind)}
+        found[unit.unit_id] = {embed.CORPUS: table(names, sources, vectors[places], texts[places], kind)}
     return found
 
 

@@ -68,9 +68,10 @@ def card(settings: PipelineSettings) -> dict[str, Any]:
     return found
 
 
-def highest(queries: list[int]) -> np.ndarray:
-    wide = vectors_of(len(query_rows()), 5)[queries].astype(np.float32)
-    rows = vectors_of(len(IDS), 6).astype(np.float32)
+def highest(queries: list[int], *, texts: bool = False) -> np.ndarray:
+    seeds = (15, 16) if texts else (5, 6)
+    wide = vectors_of(len(query_rows()), seeds[0])[queries].astype(np.float32)
+    rows = vectors_of(len(IDS), seeds[1]).astype(np.float32)
     return np.stack([cosines(np.repeat(q[None], len(rows), 0), rows) for q in wide]).max(axis=0)
 
 
@@ -96,6 +97,15 @@ def test_what_goes_and_what_stays_are_together_the_corpus(filtering: Filter, kin
     set_aside = Path(settings.output) / "quarantine"
     lines = rows_of(settings, "quarantine") if set_aside.exists() else []
     assert [row["source"] for row in lines] == (["b.jsonl:3"] if kind == "jsonl" else [])
+
+
+def test_texts_can_be_compared_in_place_of_influence(filtering: Filter) -> None:
+    """Prevents a filter by texts that reads the other vectors, or a card that does not say so."""
+    settings = filtering(count=12, measure="text")
+    assert removed(settings) == in_order(highest(list(range(8)), texts=True))[:12]
+    assert set(removed(settings)) != set(in_order(highest(list(range(8))))[:12])
+    assert "in what their texts are about" in card(settings)["how"][0]
+    assert settings.keeps_texts
 
 
 def test_protected_queries_take_their_influence_off(filtering: Filter) -> None:

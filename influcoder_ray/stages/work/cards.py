@@ -185,6 +185,7 @@ def _how_filtered(settings: PipelineSettings, aims: Aims) -> list[str]:
         score = f"A row's score is its mean cosine with {len(aims.ids):,} unwanted answers"
     if aims.protected:
         score += f" less {spec.weight:g} x the same of {len(aims.protected):,} protected ones"
+    score += ", in what their texts are about" if spec.measure == "text" else ", in predicted gradients"
     if spec.fraction is not None:
         taken = f"The {100 * spec.fraction:g}% of the rows with the highest scores were taken out."
     elif spec.count is not None:

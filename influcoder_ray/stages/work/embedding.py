@@ -88,7 +88,7 @@ class EmbedWork:
         self._familiarity = load_familiarity(self._encoder)
         self._columns = settings.corpus.columns
         self._corpus = corpus
-        self._keeps_texts = settings.rerank.text_candidates > 0
+        self._keeps_texts = settings.keeps_texts
 
     @cached_property
     def _known(self) -> Mapping[str, np.ndarray]:

@@ -54,6 +54,7 @@ class Scoring:
             score of all rows, and counts of it.
         weight: of the protected queries' influence, where the aims name any.
         labels: where the labelled rows are.
+        column: of the vectors that are compared.
     """
 
     aims: Aims
@@ -61,6 +62,7 @@ class Scoring:
     depth: int | None = None
     weight: float = 1.0
     labels: LabelSpec | None = None
+    column: str = "embedding"
 
 
 @dataclass(frozen=True)
@@ -77,9 +79,11 @@ class ScoreWork:
         self._settings = settings
         self._scoring = scoring
         self._tables = tables
-        rows = query_rows(embed.state(settings.root).data_files(embed.QUERIES), ["example_id", "embedding"])
+        rows = query_rows(
+            embed.state(settings.root).data_files(embed.QUERIES), ["example_id", scoring.column]
+        )
         places = {name: place for place, name in enumerate(rows["example_id"].to_pylist())}
-        vectors = vector_matrix(rows)
+        vectors = vector_matrix(rows, scoring.column)
         aims = scoring.aims
         self._aims = aim_vectors(vectors, [[places[name] for name in them] for them in aims.members])
         self._queries = vectors[[places[name] for name in aims.ids]]
@@ -95,7 +99,7 @@ class ScoreWork:
 
     def read(self, unit: Unit) -> _Rows:
         with (self._settings.root / embed.CORPUS / f"{part_of(unit)}.parquet").open() as stream:
-            vectors = pq.ParquetFile(stream).read()
+            vectors = pq.ParquetFile(stream).read(["example_id", "source", self._scoring.column])
         labels = self._scoring.labels
         of_corpus = labels is not None and labels.path is None
         return _Rows(
@@ -109,7 +113,7 @@ class ScoreWork:
         numbers = np.array(
             [int(source.rsplit(":", 1)[1]) for source in rows.vectors["source"].to_pylist()], dtype=np.int64
         )
-        vectors = vector_matrix(rows.vectors)
+        vectors = vector_matrix(rows.vectors, self._scoring.column)
         tables: dict[str, pa.Table] = {}
         if self._scoring.depth is not None:
             best = rank_shard(self._aims, vectors, ids, self._scoring.depth)
