@@ -108,6 +108,13 @@ def test_texts_can_be_compared_in_place_of_influence(filtering: Filter) -> None:
     assert settings.keeps_texts
 
 
+def test_texts_that_were_not_kept_are_missed_in_one_line(filtering: Filter) -> None:
+    """Prevents a column that is not there from failing on a worker, or influence from being taken instead."""
+    filtering(count=12)
+    with pytest.raises(UserError, match=r"filter\.measure is absent there"):
+        filtering(count=12, measure="text")
+
+
 def test_protected_queries_take_their_influence_off(filtering: Filter) -> None:
     """Prevents refusals from going with what they refuse; the formula is u - w p."""
     scores = (highest([0, 1, 3, 4, 6, 7]).astype(np.float64) - 0.5 * highest([2, 5])).astype(np.float32)
