@@ -148,10 +148,10 @@ def _embedded(settings: PipelineSettings, fingerprint: Fingerprint) -> dict[str,
     found[unit.unit_id] = {embed.QUERIES: table(ids, ids, vectors)}
     order = {row["id"]: place for place, row in enumerate(corpus_rows())}
     vectors = vectors_of(CORPUS_ROWS, 6)
-    for unit in plan_units(corpus_files(settings), **cut, table=embed.CORPUS):
+    for unit in plan_units(corpus_files(settings), **cut, table=embed.CORPUS, joined="counted"):
         records = read_records(unit)
         names = records.table["id"].to_pylist()
-        sources = [f"{unit.relative}:{row}" for row in records.rows]
+        sources = unit.sources(records.rows)
         rows = vectors[[order[name] for name in names]]
         kind = settings.embed.vectors
         found[unit.unit_id] = {embed.CORPUS: table(names, sources, rows, kind)}

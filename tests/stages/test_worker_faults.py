@@ -20,7 +20,7 @@ from influcoder_ray.stages.units_on_ray import WorkPlan, run_units
 from influcoder_ray.tables.fingerprint import Fingerprint
 from influcoder_ray.tables.place import Place
 from influcoder_ray.tables.state import Manifest, Output, StageState
-from influcoder_ray.tables.units import Unit
+from influcoder_ray.tables.units import Piece, Unit
 
 pytestmark = pytest.mark.cluster
 HUNG_AFTER = 4.0
@@ -66,7 +66,8 @@ class Work:
 
 def done(folder: Path, faults: Faults) -> dict[str, Manifest]:
     """Eight units on two workers, some of which meet faults."""
-    units = [Unit(f"unit-{i}", Place("numbers.parquet"), "numbers.parquet", (i,), i, 1) for i in range(8)]
+    pieces = [Piece(Place("numbers.parquet"), "numbers.parquet", (i,), i, 1) for i in range(8)]
+    units = [Unit(f"unit-{i}", (piece,)) for i, piece in enumerate(pieces)]
     state = StageState(Place(str(folder / "out")), "count", ("numbers",))
     (folder / "scratch").mkdir()
     plan = WorkPlan(state, units, Work, {"scratch": str(folder / "scratch"), "faults": faults})

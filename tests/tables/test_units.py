@@ -27,17 +27,17 @@ def test_units_cover_every_row_once_in_order(
     units = plan_units(files, rows_per_unit=rows_per_unit, fingerprint="f")
     assert len({u.unit_id for u in units}) == len(units)
     for file in files:
-        own = [u for u in units if u.relative == file.relative]
+        own = [u for u in units if u.piece.relative == file.relative]
         if file.row_groups is None:
-            assert [(u.row_groups, u.first_row, u.rows) for u in own] == [(None, 0, None)]
+            assert [(u.piece.row_groups, u.first_row, u.rows) for u in own] == [(None, 0, None)]
             continue
-        taken = [g for u in own for g in u.row_groups or ()]
+        taken = [g for u in own for g in u.piece.row_groups or ()]
         assert taken == list(range(len(taken)))
         assert sum(file.row_groups[len(taken) :]) == 0
         for unit in own:
-            assert unit.row_groups
-            assert unit.rows == sum(file.row_groups[g] for g in unit.row_groups)
-            assert unit.first_row == sum(file.row_groups[: unit.row_groups[0]])
+            assert unit.piece.row_groups
+            assert unit.rows == sum(file.row_groups[g] for g in unit.piece.row_groups)
+            assert unit.first_row == sum(file.row_groups[: unit.piece.row_groups[0]])
         assert all(u.rows is not None and u.rows >= rows_per_unit for u in own[:-1])
 
 
