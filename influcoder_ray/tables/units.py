@@ -166,30 +166,7 @@ def plan_units(
             nobody has counted are then taken to have `LINE_BYTES` of text each; their numbers in the unit
             are not known.
     """
-    units: list[Unit] = []
-    held: list[tuple[DataFile, Piece]] = []
-    held_rows = 0
-
-    def close() -> None:
-        nonlocal held_rows
-        if held:
-            units.append(_unit(held, fingerprint, table))
-        held.clear()
-        held_rows = 0
-
-    for file in files:
-        rows = _joinable_rows(file, joined)
-        is_small = rows is not None and rows < rows_per_unit
-        pieces = _pieces(file, rows_per_unit)
-        if pieces and held and not (is_small and _are_alike(held[-1][0], file)):
-            close()
-        for piece in pieces:
-            held.append((file, piece))
-            held_rows += rows or 0
-            if not is_small or held_rows >= rows_per_unit or len(held) == _MOST_FILES:
-                close()
-    close()
-    return units
+    return [_unit(group, fingerprint, table) for group in _groups(files, rows_per_unit, joined)]
 
 
 def read_rows(unit: Unit, columns: Sequence[str] | None = None) -> pa.Table:
@@ -199,6 +176,33 @@ def read_rows(unit: Unit, columns: Sequence[str] | None = None) -> pa.Table:
         return pq.ParquetFile(stream).read_row_groups(
             list(piece.row_groups or ()), columns=None if columns is None else list(columns)
         )
+
+
+def _groups(
+    files: Sequence[DataFile], rows_per_unit: int, joined: Joined
+) -> Iterator[list[tuple[DataFile, Piece]]]:
+    """The pieces of all files in order, those together that make a unit."""
+    held: list[tuple[DataFile, Piece]] = []
+    held_rows = 0
+    for file in files:
+        pieces = [(file, piece) for piece in _pieces(file, rows_per_unit)]
+        if not pieces:
+            continue
+        rows = _joinable_rows(file, joined)
+        is_large = rows is None or rows >= rows_per_unit
+        if held and (is_large or not _are_alike(held[-1][0], file)):
+            yield held
+            held, held_rows = [], 0
+        if is_large:
+            yield from ([piece] for piece in pieces)
+            continue
+        held += pieces
+        held_rows += rows or 0
+        if held_rows >= rows_per_unit or len(held) == _MOST_FILES:
+            yield held
+            held, held_rows = [], 0
+    if held:
+        yield held
 
 
 def _pieces(file: DataFile, rows_per_unit: int) -> list[Piece]:
