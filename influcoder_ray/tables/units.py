@@ -4,7 +4,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Literal
 
@@ -44,11 +44,21 @@ class Piece:
     def __str__(self) -> str:
         return f"{self.relative}, rows {self.first_row} on"
 
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "uri": self.place.uri,
+            "relative": self.relative,
+            "row_groups": self.row_groups,
+            "first_row": self.first_row,
+            "rows": self.rows,
+            "span": self.span,
+        }
+
     @staticmethod
     def from_dict(fields: dict[str, Any]) -> "Piece":
         groups, span = fields["row_groups"], fields["span"]
         return Piece(
-            Place(fields["place"]["uri"]),
+            Place(fields["uri"]),
             fields["relative"],
             None if groups is None else tuple(groups),
             fields["first_row"],
@@ -137,7 +147,8 @@ class Unit:
             raise
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        pieces = [piece.to_dict() for piece in self.pieces]
+        return {"unit_id": self.unit_id, "pieces": pieces, "table": self.table}
 
     @staticmethod
     def from_dict(fields: dict[str, Any]) -> "Unit":
