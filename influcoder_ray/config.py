@@ -46,7 +46,12 @@ class SampleSpec(Spec):
         description="What to do when queries also stand in the corpus: refuse, or keep them there and "
         "leave them out of the pool sample.",
     )
-    rows_per_unit: int = Field(default=100_000, ge=1, description="Corpus rows that are scanned as one unit.")
+    rows_per_unit: int = Field(
+        default=100_000,
+        ge=1,
+        description="Corpus rows that are scanned as one unit. Nobody has counted JSON Lines yet: small "
+        "files of them are joined until they have 2 KiB of text for each row.",
+    )
 
     @model_validator(mode="after")
     def _leaves_training(self) -> "SampleSpec":

@@ -30,7 +30,7 @@ from influcoder_ray.planning.speed import Speeds
 from influcoder_ray.planning.work import Kind
 from influcoder_ray.stages.folders import at_hand
 from influcoder_ray.stages.work.scan import ScanWork
-from influcoder_ray.tables.units import Unit
+from influcoder_ray.tables.units import Piece, Unit
 
 # How the time is spent: the teacher's batches are the longest.
 _TEACHER_SHARE, _FORWARD_SHARE, _TRAINING_SHARE, _CPU_SHARE = 0.5, 0.2, 0.2, 0.05
@@ -231,8 +231,9 @@ def _scan(settings: PipelineSettings, parts: Sequence[Part], seconds: float) -> 
     work = ScanWork(settings.corpus.columns, kept, settings.seed, (), "sample")
 
     def scan(some: Part) -> tuple[float, int]:
-        unit = Unit("", some.file.place, some.file.relative, None, some.first_row, None, "pool")
-        return work.process(unit, {k: list(v) for k, v in some.cells.items()}, lambda rows: None).rows_in, 0
+        piece = Piece(some.file.place, some.file.relative, None, some.first_row, None)
+        cells = {name: list(values) for name, values in some.cells.items()}
+        return work.process(Unit("", (piece,), "pool"), [(piece, cells)], lambda rows: None).rows_in, 0
 
     return _timed(scan, parts, seconds)
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
@@ -12,7 +12,7 @@ from influcoder_ray.examples import Example
 from influcoder_ray.examples.columns import examples_from_cells
 from influcoder_ray.tables.cells import cells_in_parts
 from influcoder_ray.tables.datafiles import DataFile, find_data_files, require_columns, require_text
-from influcoder_ray.tables.json_lines import BLOCK_BYTES, PLAIN_SUFFIXES, count_rows
+from influcoder_ray.tables.json_lines import BLOCK_BYTES, count_rows, text_bytes
 from influcoder_ray.tables.units import plan_units
 
 SAMPLED_ROWS = 512
@@ -20,8 +20,6 @@ SAMPLED_ROWS = 512
 _SPOTS = 32
 # JSON Lines whose rows are counted, and of each so many bytes: the others are taken to be as dense.
 _COUNTED_FILES, _COUNTED_BYTES = 8, 4 << 20
-# How much longer English text in JSON is than compressed, about.
-_COMPRESSION = 3
 
 
 @dataclass(frozen=True)
@@ -65,17 +63,20 @@ class Survey:
         """The rows of each unit into which a stage cuts the files.
 
         Args:
-            lines_whole: whether a file of JSON Lines is one unit, as when it is read for the first time.
+            lines_whole: whether a file of JSON Lines is never divided, as when it is read for the first time.
         """
-        sizes: list[int] = []
-        for file, rows in zip(self.files, self.file_rows, strict=True):
-            if file.is_parquet:
-                units = plan_units([file], rows_per_unit=rows_per_unit, fingerprint="")
-                sizes += [unit.rows or 0 for unit in units]
-            else:
-                size = max(1, rows) if lines_whole else max(rows_per_unit, _rows_in_block(file, rows))
-                sizes += [min(size, rows - first) for first in range(0, max(1, rows), size)]
-        return sizes
+        files = list(self.files)
+        if not lines_whole:
+            files = [
+                file if file.is_parquet else _in_blocks(file, rows, rows_per_unit)
+                for file, rows in zip(files, self.file_rows, strict=True)
+            ]
+        rows_of = {file.relative: rows for file, rows in zip(files, self.file_rows, strict=True)}
+        units = plan_units(files, rows_per_unit=rows_per_unit, fingerprint="", joined="all")
+        return [
+            sum(rows_of[piece.relative] if piece.rows is None else piece.rows for piece in unit.pieces)
+            for unit in units
+        ]
 
 
 def survey(data: DataSpec, *, setting: str, sampled_rows: int = SAMPLED_ROWS) -> Survey:
@@ -132,7 +133,7 @@ def _rows(files: Sequence[DataFile]) -> tuple[list[int], bool]:
         if count is not None and count.whole:
             return count.rows
         own = count.rows / count.size_bytes if count is not None and count.rows else rows_per_byte
-        return round(file.place.size_bytes() * own)
+        return round(file.size_bytes * own)
 
     known = all(file.relative in counts and counts[file.relative].whole for file in lines)
     return [rows(file) for file in files], known
@@ -172,8 +173,12 @@ def _read(file: DataFile, group: int, data: DataSpec, rows: int) -> list[Part]:
     return parts
 
 
+def _in_blocks(file: DataFile, rows: int, rows_per_unit: int) -> DataFile:
+    """A file of JSON Lines with the blocks of lines that units of so many rows would be made of."""
+    size = max(rows_per_unit, _rows_in_block(file, rows))
+    return replace(file, row_groups=tuple(min(size, rows - first) for first in range(0, rows, size)))
+
+
 def _rows_in_block(file: DataFile, rows: int) -> int:
     """About as many lines as stand together in a block, which units are made of."""
-    packed = not file.relative.endswith(PLAIN_SUFFIXES)
-    text_bytes = max(1, file.place.size_bytes()) * (_COMPRESSION if packed else 1)
-    return math.ceil(rows * BLOCK_BYTES / text_bytes)
+    return math.ceil(rows * BLOCK_BYTES / max(1, text_bytes(file.relative, file.size_bytes)))

@@ -50,6 +50,7 @@ def plan(settings: PipelineSettings) -> StagePlan:
             rows_per_unit=settings.embed.rows_per_unit,
             fingerprint=fingerprint.digest,
             table=table,
+            joined="counted" if table == CORPUS else "none",
         )
     ]
     record = state(settings.root)

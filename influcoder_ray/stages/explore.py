@@ -48,7 +48,11 @@ def plan(settings: PipelineSettings) -> StagePlan:
     )
     record = state(settings.root)
     scanned = plan_units(
-        corpus, rows_per_unit=settings.sample.rows_per_unit, fingerprint=fingerprint.digest, table=RESERVOIR
+        corpus,
+        rows_per_unit=settings.sample.rows_per_unit,
+        fingerprint=fingerprint.digest,
+        table=RESERVOIR,
+        joined="all",
     )
     choosing = f"explored-{fingerprint.digest[:16]}"
 

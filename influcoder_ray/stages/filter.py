@@ -121,10 +121,7 @@ def plan(settings: PipelineSettings) -> StagePlan:
             wanted=_wanted(settings, rows),
             rows=rows,
             counts=paths(TABLES.counts, scored),
-            scores=[
-                (part.unit_id, part.relative, path)
-                for part, path in zip(parts, paths(TABLES.scores, scored), strict=True)
-            ],
+            scores=list(zip(parts, paths(TABLES.scores, scored), strict=True)),
             labelled=paths(TABLES.labelled, scored),
         )
         _refuse_nothing_or_all(settings, made, rows)

@@ -24,6 +24,7 @@ def corpus_parts(settings: PipelineSettings) -> list[Unit]:
         rows_per_unit=settings.embed.rows_per_unit,
         fingerprint=embed.state(settings.root).finished().digest,
         table=embed.CORPUS,
+        joined="counted",
     )
 
 

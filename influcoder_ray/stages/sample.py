@@ -69,7 +69,9 @@ def plan(settings: PipelineSettings) -> StagePlan:
     )
     rows_per_unit = settings.sample.rows_per_unit
     units = {
-        table: plan_units(files, rows_per_unit=rows_per_unit, fingerprint=fingerprint.digest, table=table)
+        table: plan_units(
+            files, rows_per_unit=rows_per_unit, fingerprint=fingerprint.digest, table=table, joined="all"
+        )
         for table, files in ((_QUERY_CANDIDATES, queries), (_POOL_CANDIDATES, corpus))
     }
     record = state(settings.root)
@@ -190,7 +192,7 @@ def _refuse_repeated_ids(files: Sequence[DataFile], data: DataSpec, setting: str
 def _are_few(files: Sequence[DataFile]) -> bool:
     rows = sum(sum(file.row_groups or ()) for file in files)
     # Lines have to be parsed to have their ids.
-    lines = sum(file.place.size_bytes() for file in files if not file.is_parquet)
+    lines = sum(file.size_bytes for file in files)
     return rows <= MOST_CHECKED_ROWS and lines <= MOST_CHECKED_BYTES
 
 

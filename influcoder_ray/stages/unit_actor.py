@@ -90,7 +90,7 @@ class UnitActor:
         fault = self._fault(unit)
         if fault is None:
             return {"unit_id": unit.unit_id, "error": None}
-        where = "" if fault.of_all else f"{unit.relative}, rows {unit.first_row} on: "
+        where = "" if fault.of_all else f"{unit}: "
         return {
             "unit_id": unit.unit_id,
             "error": f"{where}{fault.text}",
@@ -158,15 +158,18 @@ def _tried(action: Callable[[], T]) -> T | _Fault:
             return _Fault(str(error), "", of_all=True)
         except (UserError, RunFailed) as error:
             # Said by code that knows: to try again would say the same.
-            return _Fault(str(error), traceback.format_exc())
+            return _Fault(_noted(str(error), error), traceback.format_exc())
         except Exception as error:  # noqa: BLE001 - a unit that keeps failing must not take the others along
-            fault = _Fault(
-                f"failed {_ATTEMPTS} times, the last time with {type(error).__name__}: {error}",
-                traceback.format_exc(),
-            )
+            text = f"failed {_ATTEMPTS} times, the last time with {type(error).__name__}: {error}"
+            fault = _Fault(_noted(text, error), traceback.format_exc())
             if attempt < _ATTEMPTS:
                 time.sleep(2.0 ** (attempt - 1))
     return fault
+
+
+def _noted(text: str, error: Exception) -> str:
+    """What is said of an error, with what was noted on its way: which of a unit's files it comes of."""
+    return "; ".join([text, *getattr(error, "__notes__", ())])
 
 
 class _InHand:

@@ -18,7 +18,7 @@ from influcoder_ray.stages.plan import StagePlan
 from influcoder_ray.tables.fingerprint import Fingerprint, digest_of
 from influcoder_ray.tables.place import Place
 from influcoder_ray.tables.state import Manifest, StageState
-from influcoder_ray.tables.units import Unit
+from influcoder_ray.tables.units import Piece, Unit
 
 VALIDATION, LOSSES = "validation.json", "validation"
 POOL, QUERIES, SCORES = "_state/validate/pool", "_state/validate/queries", "_state/validate/scores"
@@ -133,7 +133,7 @@ def _unit(settings: PipelineSettings, unit_id: str, design: Design) -> Unit:
     """A fine-tune as a unit: its rows are the examples that it takes steps on."""
     spec = settings.validate
     rows = 0 if design.kind == "before" else spec.steps * spec.batch_size
-    return Unit(unit_id, settings.root / LOSSES, design.name, None, 0, rows, LOSSES)
+    return Unit(unit_id, (Piece(settings.root / LOSSES, design.name, None, 0, rows),), LOSSES)
 
 
 def _plan_in_words(settings: PipelineSettings, count: int) -> str:

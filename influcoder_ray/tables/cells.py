@@ -5,7 +5,8 @@ cannot be parsed becomes `Unreadable` in every column.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain, islice
 from typing import Any
 
 import pyarrow as pa
@@ -13,9 +14,11 @@ import pyarrow.parquet as pq
 
 from influcoder_ray.tables.datafiles import DataFile
 from influcoder_ray.tables.json_lines import lines, parse
-from influcoder_ray.tables.units import Unit
+from influcoder_ray.tables.units import Piece, Unit
 
 _ROWS_AT_ONCE = 256
+# That read small files: what each takes on an object store is mostly waiting.
+_THREADS = 8
 # Of a Parquet column at a time: a row group may hold gigabytes, of which the first rows are wanted.
 _BUFFER_BYTES = 1 << 16
 
@@ -25,10 +28,29 @@ def read_cells(unit: Unit, columns: Sequence[str]) -> dict[str, list[Any]]:
 
     Text of a Parquet file is bytes, not yet decoded; a column that a JSON line lacks is None.
     """
-    if unit.row_groups is None:
-        return cells_of_lines(lines(unit.place, unit.span), columns)
-    with unit.place.open() as stream:
-        table = pq.ParquetFile(stream).read_row_groups(list(unit.row_groups), columns=list(columns))
+    parts = [cells for _, cells in read_pieces(unit, columns)]
+    return {name: list(chain.from_iterable(part[name] for part in parts)) for name in columns}
+
+
+def read_pieces(unit: Unit, columns: Sequence[str]) -> list[tuple[Piece, dict[str, list[Any]]]]:
+    """The same cells, those of each piece by themselves; an error names the piece that it comes of."""
+
+    def read(piece: Piece) -> tuple[Piece, dict[str, list[Any]]]:
+        with unit.reading(piece):
+            return piece, read_piece(piece, columns)
+
+    if len(unit.pieces) == 1:
+        return [read(unit.piece)]
+    with ThreadPoolExecutor(_THREADS) as threads:
+        return list(threads.map(read, unit.pieces))
+
+
+def read_piece(piece: Piece, columns: Sequence[str]) -> dict[str, list[Any]]:
+    """The cells of a piece, as `read_cells` gives those of a unit."""
+    if piece.row_groups is None:
+        return cells_of_lines(lines(piece.place, piece.span), columns)
+    with piece.place.open() as stream:
+        table = pq.ParquetFile(stream).read_row_groups(list(piece.row_groups), columns=list(columns))
     return {name: _undecoded(table.column(name)).to_pylist() for name in columns}
 
 

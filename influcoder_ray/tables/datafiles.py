@@ -24,7 +24,8 @@ class DataFile:
     `relative` names it inside the corpus; `identity` is a hash of its content; `types` are those of a
     Parquet file's columns. `row_groups` holds the rows of each Parquet row group, or of each block of
     lines; it is None for JSON Lines whose rows were not counted. `offsets` are the bytes of the text at
-    which such blocks begin, and in the end that at which the last one ends.
+    which such blocks begin, and in the end that at which the last one ends. `size_bytes` is that of JSON
+    Lines, compressed or not, and 0 for Parquet, whose footer tells more.
     """
 
     place: Place
@@ -34,6 +35,7 @@ class DataFile:
     columns: tuple[str, ...]
     types: tuple[pa.DataType, ...] = ()
     offsets: tuple[int, ...] = ()
+    size_bytes: int = 0
 
     @property
     def is_parquet(self) -> bool:
@@ -121,7 +123,7 @@ def _inspect(place: Place, relative: str, *, setting: str, identify: bool) -> Da
         identity = file_identity(place) if identify else ""
         if not relative.endswith(PARQUET):
             keys = json_lines.first_keys(place) if identify else ()
-            return DataFile(place, relative, identity, None, keys)
+            return DataFile(place, relative, identity, None, keys, size_bytes=place.size_bytes())
         with place.open() as stream:
             footer = pq.ParquetFile(stream).metadata
             rows = tuple(footer.row_group(i).num_rows for i in range(footer.num_row_groups))

@@ -17,6 +17,8 @@ SUFFIXES = (
 )
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 _READ_BYTES = 1 << 20
+# How much longer English text in JSON is than compressed, about.
+_COMPRESSION = 3
 # Of text, that stand together in a block: enough to be worth a seek, and little beside a worker's memory.
 BLOCK_BYTES = 8 << 20
 _LINES_FOR_KEYS = 1000
@@ -102,6 +104,11 @@ class Counted:
     rows: int
     size_bytes: int
     whole: bool
+
+
+def text_bytes(name: str, size_bytes: int) -> int:
+    """About how long the text of a file of this name is, which may be compressed."""
+    return size_bytes * (1 if name.endswith(PLAIN_SUFFIXES) else _COMPRESSION)
 
 
 def count_rows(place: Place, *, most_bytes: int) -> Counted:

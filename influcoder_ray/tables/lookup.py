@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from influcoder_ray.tables.cells import read_cells
+from influcoder_ray.tables.cells import read_piece
 from influcoder_ray.tables.datafiles import DataFile
-from influcoder_ray.tables.units import Unit
+from influcoder_ray.tables.units import Piece
 
 Rows = dict[str, dict[str, list[Any]]]
 
@@ -26,20 +26,20 @@ def find_rows(files: Sequence[DataFile], columns: Sequence[str], sources: Iterab
     found: Rows = {}
     for file in files:
         rows = sorted(wanted.get(file.relative, ()))
-        for unit, members in _units(file, rows):
-            cells = read_cells(unit, columns)
+        for piece, members in _pieces(file, rows):
+            cells = read_piece(piece, columns)
             for row in members:
-                values = {name: [column[row - unit.first_row]] for name, column in cells.items()}
+                values = {name: [column[row - piece.first_row]] for name, column in cells.items()}
                 found[f"{file.relative}:{row}"] = values
     return found
 
 
-def _units(file: DataFile, rows: Sequence[int]) -> Iterator[tuple[Unit, Sequence[int]]]:
+def _pieces(file: DataFile, rows: Sequence[int]) -> Iterator[tuple[Piece, Sequence[int]]]:
     """The parts of a file that hold the wanted rows, and which these are."""
     if not rows:
         return
     if file.row_groups is None:
-        yield Unit("", file.place, file.relative, None, 0, None), rows
+        yield Piece(file.place, file.relative, None, 0, None), rows
         return
     ends = list(accumulate(file.row_groups))
     groups = np.searchsorted(ends, rows, side="right")
@@ -47,7 +47,7 @@ def _units(file: DataFile, rows: Sequence[int]) -> Iterator[tuple[Unit, Sequence
         first = ends[group] - file.row_groups[group]
         members = [row for row, g in zip(rows, groups, strict=True) if g == group]
         if file.is_parquet:
-            yield Unit("", file.place, file.relative, (group,), first, None), members
+            yield Piece(file.place, file.relative, (group,), first, None), members
         else:
             span = file.offsets[group], file.offsets[group + 1]
-            yield Unit("", file.place, file.relative, None, first, None, span=span), members
+            yield Piece(file.place, file.relative, None, first, None, span), members

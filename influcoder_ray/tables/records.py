@@ -22,7 +22,7 @@ _NO_TYPE = (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, Ove
 
 @dataclass(frozen=True)
 class Records:
-    """Rows of a unit that can be kept, where each stood in its file, and why others cannot."""
+    """Rows of a unit that can be kept, the number of each in the unit, and why those of others cannot."""
 
     table: pa.Table
     rows: Sequence[int]
@@ -35,11 +35,15 @@ def read_records(unit: Unit, schema: pa.Schema | None = None) -> Records:
     Args:
         schema: of JSON Lines, as `common_schema` gives it; told from the values if None. Parquet has its own.
     """
-    if unit.row_groups is None:
+    if unit.is_lines:
         numbers, rows, unreadable = _parsed(unit)
         return Records(_as_table(rows, schema or _schema_of(rows)), numbers, unreadable)
-    with unit.place.open() as stream:
-        table = pq.ParquetFile(stream).read_row_groups(list(unit.row_groups))
+    tables = []
+    for piece in unit.pieces:
+        with unit.reading(piece), piece.place.open() as stream:
+            tables.append(pq.ParquetFile(stream).read_row_groups(list(piece.row_groups or ())))
+    # Files of the same columns may differ in what they note about them.
+    table = tables[0] if len(tables) == 1 else pa.concat_tables(tables, promote_options="default")
     return Records(table, range(unit.first_row, unit.first_row + table.num_rows), ())
 
 
@@ -73,15 +77,17 @@ def _is_json(field: pa.Field) -> bool:
 
 def _parsed(unit: Unit) -> tuple[list[int], list[dict[str, Any]], list[tuple[int, str]]]:
     numbers, rows, unreadable = [], [], []
-    for number, line in enumerate(lines(unit.place, unit.span), unit.first_row):
-        row = parse(line)
-        if isinstance(row, Unreadable):
-            unreadable.append((number, row.reason))
-        elif rb"\ud" in line.lower() and not _is_unicode(row):
-            unreadable.append((number, "the line holds a lone surrogate, which is no Unicode text"))
-        else:
-            numbers.append(number)
-            rows.append(row)
+    for start, piece in zip(unit.starts, unit.pieces, strict=True):
+        with unit.reading(piece):
+            for number, line in enumerate(lines(piece.place, piece.span), start):
+                row = parse(line)
+                if isinstance(row, Unreadable):
+                    unreadable.append((number, row.reason))
+                elif rb"\ud" in line.lower() and not _is_unicode(row):
+                    unreadable.append((number, "the line holds a lone surrogate, which is no Unicode text"))
+                else:
+                    numbers.append(number)
+                    rows.append(row)
     return numbers, rows, unreadable
 
 

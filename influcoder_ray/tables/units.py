@@ -1,102 +1,270 @@
 """Units: the pieces of a stage's input that are done, committed and repeated as a whole."""
 
-from collections.abc import Sequence
+import math
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from itertools import accumulate
+from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from influcoder_ray.tables.datafiles import DataFile
 from influcoder_ray.tables.fingerprint import digest_of
-from influcoder_ray.tables.json_lines import Span
+from influcoder_ray.tables.json_lines import Span, text_bytes
 from influcoder_ray.tables.place import Place
 
+Joined = Literal["none", "counted", "all"]
 
-@dataclass(frozen=True)
-class Unit:
+# Of text, that a line of JSON is taken to have where nobody has counted lines yet.
+LINE_BYTES = 2048
+# Opening a file on an object store takes as long as reading a megabyte of it: a unit of files of one row
+# each would have a worker open files for an hour.
+_MOST_FILES = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
     """A file and some of its row groups; of JSON Lines, which have none, a span of the text or the whole.
 
-    `unit_id` is a hash of the file's identity and name, the part of it and the stage's
-    fingerprint, so the same work has the same name on every machine and in every run. `table` is
-    the table that its result belongs to, where a stage writes several.
+    `first_row` is the row of the file with which it begins; `rows` is None for lines that were not counted.
     """
 
-    unit_id: str
     place: Place
     relative: str
     row_groups: tuple[int, ...] | None
     first_row: int
     rows: int | None
-    table: str = ""
     span: Span | None = None
+
+    def __str__(self) -> str:
+        return f"{self.relative}, rows {self.first_row} on"
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "unit_id": self.unit_id,
             "uri": self.place.uri,
             "relative": self.relative,
-            "row_groups": None if self.row_groups is None else list(self.row_groups),
+            "row_groups": self.row_groups,
             "first_row": self.first_row,
             "rows": self.rows,
-            "table": self.table,
-            "span": None if self.span is None else list(self.span),
+            "span": self.span,
         }
 
     @staticmethod
-    def from_dict(fields: dict[str, Any]) -> "Unit":
+    def from_dict(fields: dict[str, Any]) -> "Piece":
         groups, span = fields["row_groups"], fields["span"]
-        return Unit(
-            fields["unit_id"],
+        return Piece(
             Place(fields["uri"]),
             fields["relative"],
             None if groups is None else tuple(groups),
             fields["first_row"],
             fields["rows"],
-            fields["table"],
             None if span is None else (span[0], span[1]),
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """A piece of a file, or several small files whole.
+
+    `unit_id` is a hash of the files' identities and names, the parts of them and the stage's
+    fingerprint, so the same work has the same name on every machine and in every run. `table` is
+    the table that its result belongs to, where a stage writes several.
+
+    Its rows are numbered through: the first piece's by their numbers in its file, those of the next pieces
+    on from there.
+    """
+
+    unit_id: str
+    pieces: tuple[Piece, ...]
+    table: str = ""
+
+    def __str__(self) -> str:
+        if len(self.pieces) == 1:
+            return str(self.piece)
+        return f"{len(self.pieces)} files from {self.pieces[0].relative} to {self.pieces[-1].relative}"
+
+    @property
+    def piece(self) -> Piece:
+        """The piece of a unit that has only one, as all have whose files are not joined."""
+        (piece,) = self.pieces
+        return piece
+
+    @property
+    def is_lines(self) -> bool:
+        """Whether it is made of JSON Lines; files of the two kinds are never joined."""
+        return self.pieces[0].row_groups is None
+
+    @property
+    def rows(self) -> int | None:
+        """How many rows it has; None where lines were not counted."""
+        counts = [piece.rows for piece in self.pieces]
+        return None if None in counts else sum(count for count in counts if count is not None)
+
+    @property
+    def first_row(self) -> int:
+        """The number of the first row."""
+        return self.pieces[0].first_row
+
+    @property
+    def starts(self) -> list[int]:
+        """The number of each piece's first row, of pieces of which all but the last are counted."""
+        rows = [piece.rows for piece in self.pieces[:-1]]
+        assert None not in rows
+        return list(accumulate((count for count in rows if count is not None), initial=self.first_row))
+
+    def sources(self, numbers: Iterable[int]) -> list[str]:
+        """Where rows of these numbers stand, each as "<file>:<row>"."""
+        starts = self.starts
+        found = []
+        for number in numbers:
+            place = bisect_right(starts, number) - 1
+            piece = self.pieces[place]
+            found.append(f"{piece.relative}:{piece.first_row + number - starts[place]}")
+        return found
+
+    def numbers(self, sources: Iterable[str]) -> npt.NDArray[np.int64]:
+        """The numbers of rows that stand there."""
+        before = {
+            piece.relative: start - piece.first_row
+            for start, piece in zip(self.starts, self.pieces, strict=True)
+        }
+        split = (source.rsplit(":", 1) for source in sources)
+        return np.array([before[relative] + int(row) for relative, row in split], dtype=np.int64)
+
+    @contextmanager
+    def reading(self, piece: Piece) -> Iterator[None]:
+        """Have what goes wrong with a piece name it, where that is not all of the unit."""
+        try:
+            yield
+        except Exception as error:
+            if len(self.pieces) > 1:
+                error.add_note(f"in {piece}")
+            raise
+
+    def to_dict(self) -> dict[str, Any]:
+        pieces = [piece.to_dict() for piece in self.pieces]
+        return {"unit_id": self.unit_id, "pieces": pieces, "table": self.table}
+
+    @staticmethod
+    def from_dict(fields: dict[str, Any]) -> "Unit":
+        return Unit(
+            fields["unit_id"], tuple(Piece.from_dict(piece) for piece in fields["pieces"]), fields["table"]
+        )
+
+
 def plan_units(
-    files: Sequence[DataFile], *, rows_per_unit: int, fingerprint: str, table: str = ""
+    files: Sequence[DataFile],
+    *,
+    rows_per_unit: int,
+    fingerprint: str,
+    table: str = "",
+    joined: Joined = "none",
 ) -> list[Unit]:
     """Cut files into units with at least `rows_per_unit` rows where they can be had.
 
-    A unit is made of whole row groups, or of whole blocks of lines, of one file.
+    A unit is made of whole row groups, or of whole blocks of lines, of one file; or of whole files that have
+    fewer rows than that and follow each other, of Parquet with the same columns.
 
     The cut depends on the files and on `rows_per_unit` alone, never on machines or on Ray's blocks.
+
+    Args:
+        joined: which small files may share a unit: none, those whose rows are counted, or all. Lines that
+            nobody has counted are then taken to have `LINE_BYTES` of text each; their numbers in the unit
+            are not known.
     """
-    units = []
-
-    def add(file: DataFile, groups: tuple[int, ...] | None, first_row: int, rows: int | None) -> None:
-        span = None
-        if groups is not None and file.offsets:
-            span, groups = (file.offsets[groups[0]], file.offsets[groups[-1] + 1]), None
-        part = ["bytes", *span] if span is not None else None if groups is None else list(groups)
-        unit_id = digest_of([file.identity, file.relative, part, fingerprint, table])[:16]
-        units.append(Unit(unit_id, file.place, file.relative, groups, first_row, rows, table, span))
-
-    for file in files:
-        if file.row_groups is None:
-            add(file, None, 0, None)
-            continue
-        taken: list[int] = []
-        first_row = rows = 0
-        for group, group_rows in enumerate(file.row_groups):
-            taken.append(group)
-            rows += group_rows
-            if rows >= rows_per_unit:
-                add(file, tuple(taken), first_row, rows)
-                taken, first_row, rows = [], first_row + rows, 0
-        if rows:
-            add(file, tuple(taken), first_row, rows)
-    return units
+    return [_unit(group, fingerprint, table) for group in _groups(files, rows_per_unit, joined)]
 
 
 def read_rows(unit: Unit, columns: Sequence[str] | None = None) -> pa.Table:
     """The named columns of a unit of one of our own Parquet tables; all if None."""
-    with unit.place.open() as stream:
+    piece = unit.piece
+    with piece.place.open() as stream:
         return pq.ParquetFile(stream).read_row_groups(
-            list(unit.row_groups or ()), columns=None if columns is None else list(columns)
+            list(piece.row_groups or ()), columns=None if columns is None else list(columns)
         )
+
+
+def _groups(
+    files: Sequence[DataFile], rows_per_unit: int, joined: Joined
+) -> Iterator[list[tuple[DataFile, Piece]]]:
+    """The pieces of all files in order, those together that make a unit."""
+    held: list[tuple[DataFile, Piece]] = []
+    held_rows = 0
+    for file in files:
+        pieces = [(file, piece) for piece in _pieces(file, rows_per_unit)]
+        if not pieces:
+            continue
+        rows = _joinable_rows(file, joined)
+        is_large = rows is None or rows >= rows_per_unit
+        if held and (is_large or not _are_alike(held[-1][0], file)):
+            yield held
+            held, held_rows = [], 0
+        if is_large:
+            yield from ([piece] for piece in pieces)
+            continue
+        held += pieces
+        held_rows += rows or 0
+        if held_rows >= rows_per_unit or len(held) == _MOST_FILES:
+            yield held
+            held, held_rows = [], 0
+    if held:
+        yield held
+
+
+def _pieces(file: DataFile, rows_per_unit: int) -> list[Piece]:
+    """A file in pieces of at least so many rows, but for the last; none of a file without rows."""
+    if file.row_groups is None:
+        return [Piece(file.place, file.relative, None, 0, None)]
+    pieces = []
+
+    def add(groups: Sequence[int], first_row: int, rows: int) -> None:
+        if file.offsets:
+            span = file.offsets[groups[0]], file.offsets[groups[-1] + 1]
+            pieces.append(Piece(file.place, file.relative, None, first_row, rows, span))
+        else:
+            pieces.append(Piece(file.place, file.relative, tuple(groups), first_row, rows))
+
+    taken: list[int] = []
+    first_row = rows = 0
+    for group, group_rows in enumerate(file.row_groups):
+        taken.append(group)
+        rows += group_rows
+        if rows >= rows_per_unit:
+            add(taken, first_row, rows)
+            taken, first_row, rows = [], first_row + rows, 0
+    if rows:
+        add(taken, first_row, rows)
+    return pieces
+
+
+def _unit(held: Sequence[tuple[DataFile, Piece]], fingerprint: str, table: str) -> Unit:
+    names = []
+    for file, piece in held:
+        groups = None if piece.row_groups is None else list(piece.row_groups)
+        part = groups if piece.span is None else ["bytes", *piece.span]
+        names.append([file.identity, file.relative, part])
+    # Alone, a piece is named in the same way whether or not it could have been joined.
+    named = names[0] if len(names) == 1 else [names]
+    unit_id = digest_of([*named, fingerprint, table])[:16]
+    return Unit(unit_id, tuple(piece for _, piece in held), table)
+
+
+def _joinable_rows(file: DataFile, joined: Joined) -> int | None:
+    """The rows that a file has, or is taken to have; None if it is not to be joined, however small."""
+    if joined == "none" or (file.row_groups is None and joined == "counted"):
+        return None
+    if file.row_groups is not None:
+        return sum(file.row_groups)
+    return math.ceil(text_bytes(file.relative, file.size_bytes) / LINE_BYTES)
+
+
+def _are_alike(one: DataFile, other: DataFile) -> bool:
+    """Whether rows of both can stand in one table; lines of JSON have the columns that they are given."""
+    if one.is_parquet and other.is_parquet:
+        return (one.columns, one.types) == (other.columns, other.types)
+    return one.is_parquet == other.is_parquet

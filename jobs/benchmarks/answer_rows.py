@@ -145,14 +145,15 @@ def read(
     unusable = 0
     for unit in plan_units(files, rows_per_unit=1 << 62, fingerprint=""):
         found = read_cells(unit, list(dict.fromkeys([*columns.names, *kept])))
-        good, bad = examples_from_cells(found, columns, relative=unit.relative, first_row=unit.first_row)
+        file = unit.piece.relative
+        good, bad = examples_from_cells(found, columns, relative=file, first_row=unit.first_row)
         place = {e.source: e for e in good}
         refused = {u.source for u in bad}
         for offset in range(len(found[columns.names[0]])):
             row = {name: _plain(found[name][offset]) for name in kept}
             if not all(c.holds(row[c.column]) for c in conditions):
                 continue
-            source = f"{unit.relative}:{unit.first_row + offset}"
+            source = f"{file}:{unit.first_row + offset}"
             if source in refused:
                 unusable += 1
                 continue

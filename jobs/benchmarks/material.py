@@ -145,6 +145,6 @@ def _examples(files: Sequence[DataFile], columns: ColumnSpec) -> Iterator[list[E
         for first in range(0, len(cells[columns.names[0]]), _ROWS_AT_ONCE):
             part = {name: values[first : first + _ROWS_AT_ONCE] for name, values in cells.items()}
             examples, _ = examples_from_cells(
-                part, columns, relative=unit.relative, first_row=unit.first_row + first
+                part, columns, relative=unit.piece.relative, first_row=unit.first_row + first
             )
             yield examples

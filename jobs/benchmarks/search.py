@@ -125,7 +125,7 @@ class Task:
         """Ids and vectors, a few thousand rows at a time."""
         for unit in self.units:
             ids, start = read_rows(unit, ["example_id"])["example_id"], 0
-            for vectors in read_vectors(unit.place, unit.row_groups):
+            for vectors in read_vectors(unit.piece.place, unit.piece.row_groups):
                 yield ids[start : start + len(vectors)].to_numpy(), vectors
                 start += len(vectors)
 

@@ -32,7 +32,9 @@ def _read(path: Path, columns: ColumnSpec) -> tuple[list[Example], list[Unusable
     files = find_data_files(str(path), setting="corpus.path")
     for unit in plan_units(files, rows_per_unit=1, fingerprint="f"):
         cells = read_cells(unit, columns.names)
-        used, refused = examples_from_cells(cells, columns, relative=unit.relative, first_row=unit.first_row)
+        used, refused = examples_from_cells(
+            cells, columns, relative=unit.piece.relative, first_row=unit.first_row
+        )
         examples += used
         unusable += refused
     return examples, unusable

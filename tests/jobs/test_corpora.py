@@ -76,7 +76,7 @@ def test_settings_of_a_corpus_read_the_texts_of_its_files(name: str, tmp_path: P
         example
         for unit in plan_units(files, rows_per_unit=1, fingerprint="")
         for example in examples_from_cells(
-            read_cells(unit, columns.names), columns, relative=unit.relative, first_row=unit.first_row
+            read_cells(unit, columns.names), columns, relative=unit.piece.relative, first_row=unit.first_row
         )[0]
     ]
     assert [example.response for example in found] == TEXTS

@@ -117,6 +117,21 @@ def test_large_files_of_lines_are_planned_in_the_units_that_their_blocks_make(
     assert len(found.units(1)) == pytest.approx(20, abs=1)
 
 
+@pytest.mark.parametrize("suffix", ["parquet", "jsonl"])
+def test_small_files_are_planned_in_the_units_that_they_share(suffix: str, tmp_path: Path) -> None:
+    """Prevents the cost of a unit from being charged for each of thousands of files."""
+    for number in range(40):
+        table, file = pa.table({"text": numbered(10 * number, 10)}), tmp_path / f"{number:02}.{suffix}"
+        if suffix == "parquet":
+            pq.write_table(table, file)
+        else:
+            file.write_text("".join(json.dumps(row) + "\n" for row in table.to_pylist()))
+    found = survey(data(tmp_path), setting="corpus", sampled_rows=1000)
+    assert found.units(80) == [80] * 5
+    # Before they are counted, so few bytes are hardly a row.
+    assert found.units(20, lines_whole=True) == ([20] * 20 if suffix == "parquet" else [200] * 2)
+
+
 @pytest.mark.parametrize("packed", [False, True], ids=["plain", "compressed"])
 def test_rows_of_large_json_lines_are_estimated_and_marked(
     packed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read_bytes: list[int]

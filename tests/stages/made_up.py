@@ -69,17 +69,22 @@ def vectors_of(rows: int, seed: int) -> np.ndarray:
 
 
 def write_corpus(folder: Path, kind: str) -> Path:
-    """Two files of the same rows, as Parquet or as lines of JSON, one of them with a line that is no JSON."""
+    """Files of the same rows, as Parquet or as lines of JSON, one of them with a line that is no JSON.
+
+    They are two, `a` and `b`, or of a kind that begins with `small-` two dozen of four rows.
+    """
     rows = corpus_rows()
     place = folder / f"corpus-{kind}"
     place.mkdir(exist_ok=True)
-    halves = (("a", rows[:50]), ("b", rows[50:]))
-    for name, half in halves:
-        if kind == "parquet":
+    files = {"a": rows[:50], "b": rows[50:]}
+    if kind.startswith("small-"):
+        files = {f"{first:02}": rows[first : first + 4] for first in range(0, CORPUS_ROWS, 4)}
+    for name, half in files.items():
+        if kind.endswith("parquet"):
             pq.write_table(pa.Table.from_pylist(half), place / f"{name}.parquet", row_group_size=15)
             continue
         lines = [json.dumps(row) for row in half]
-        if name == "b":
+        if name in ("b", "52"):
             lines.insert(3, "{no json")
         (place / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
     return place
@@ -113,7 +118,7 @@ def made_up_run(settings: PipelineSettings) -> None:
     for file in corpus:
         if not file.is_parquet:
             found = [(len(b.lines), b.span) for b in line_blocks(file.place, block_bytes=_BLOCK_BYTES)]
-            assert len(found) > 2
+            assert len(found) > 2 or file.size_bytes < _BLOCK_BYTES
             blocks = {sample.LINE_BLOCKS: block_table(file.relative, found)}
             record.commit(file.identity, Output(blocks, 0, 0), 0.0)
     record.finish(record.manifests(), {})
@@ -157,10 +162,10 @@ def _embedded(settings: PipelineSettings, fingerprint: Fingerprint) -> dict[str,
     found[unit.unit_id] = {embed.QUERIES: table(ids, ids, vectors, vectors_of(len(ids), 15))}
     order = {row["id"]: place for place, row in enumerate(corpus_rows())}
     vectors, texts = vectors_of(CORPUS_ROWS, 6), vectors_of(CORPUS_ROWS, 16)
-    for unit in plan_units(corpus_files(settings), **cut, table=embed.CORPUS):
+    for unit in plan_units(corpus_files(settings), **cut, table=embed.CORPUS, joined="counted"):
         records = read_records(unit)
         names = records.table["id"].to_pylist()
-        sources = [f"{unit.relative}:{row}" for row in records.rows]
+        sources = unit.sources(records.rows)
         places = [order[name] for name in names]
         kind = settings.embed.vectors
         found[unit.unit_id] = {embed.CORPUS: table(names, sources, vectors[places], texts[places], kind)}

@@ -81,7 +81,7 @@ def in_blocks(
 
 def examples_of(unit: Unit) -> tuple[list[str], list[str]]:
     cells = read_cells(unit, COLUMNS.names)
-    good, bad = examples_from_cells(cells, COLUMNS, relative=unit.relative, first_row=unit.first_row)
+    good, bad = examples_from_cells(cells, COLUMNS, relative=unit.piece.relative, first_row=unit.first_row)
     return [f"{e.source} {e.text}" for e in good], [f"{e.source} {e.reason}" for e in bad]
 
 
@@ -96,7 +96,7 @@ def test_units_of_lines_hold_every_row_once_under_its_own_number(in_blocks: Pipe
     assert [Unit.from_dict(json.loads(json.dumps(unit.to_dict()))) for unit in units] == units
     without = [replace(file, row_groups=None, offsets=()) for file in files]
     for file, whole in zip(files, plan_units(without, rows_per_unit=10, fingerprint="f"), strict=True):
-        parts = [examples_of(unit) for unit in units if unit.relative == file.relative]
+        parts = [examples_of(unit) for unit in units if unit.piece.relative == file.relative]
         good, bad = (list(chain.from_iterable(side)) for side in zip(*parts, strict=True))
         assert (good, bad) == examples_of(whole)
 

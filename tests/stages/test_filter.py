@@ -25,6 +25,7 @@ MakeSettings = Callable[..., PipelineSettings]
 Filter = Callable[..., PipelineSettings]
 ROWS = {row["id"]: row for row in corpus_rows()}
 IDS = list(ROWS)
+BAD_LINES = {"jsonl": ["b.jsonl:3"], "small-jsonl": ["52.jsonl:3"]}
 REFUSALS = {"column": "task", "values": ["refusal"]}
 
 
@@ -84,7 +85,7 @@ def labelled(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return scores[known], np.array([ROWS[IDS[i]]["label"] == 1 for i in known])
 
 
-@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "small-parquet", "small-jsonl"])
 def test_what_goes_and_what_stays_are_together_the_corpus(filtering: Filter, kind: str) -> None:
     """Prevents rows from being lost or doubled, and rows that stay from gaining or losing a column."""
     settings = filtering(kind, fraction=0.1)
@@ -96,7 +97,7 @@ def test_what_goes_and_what_stays_are_together_the_corpus(filtering: Filter, kin
         assert {name: value for name, value in row.items() if name not in ADDED} == ROWS[row["id"]]
     set_aside = Path(settings.output) / "quarantine"
     lines = rows_of(settings, "quarantine") if set_aside.exists() else []
-    assert [row["source"] for row in lines] == (["b.jsonl:3"] if kind == "jsonl" else [])
+    assert [row["source"] for row in lines] == BAD_LINES.get(kind, [])
 
 
 def test_texts_can_be_compared_in_place_of_influence(filtering: Filter) -> None:
@@ -134,15 +135,17 @@ def test_a_mean_over_unwanted_answers_is_group_influence(filtering: Filter) -> N
     assert removed(filtering(above=bar, by="mean")) == in_order(scores)[:5]
 
 
-@pytest.mark.parametrize("precision", [None, 0.3])
+@pytest.mark.parametrize(
+    ("kind", "precision"), [("parquet", None), ("parquet", 0.3), ("small-parquet", 0.3), ("small-jsonl", 0.3)]
+)
 def test_the_threshold_is_the_one_that_labelled_rows_ask_for(
-    filtering: Filter, precision: float | None
+    filtering: Filter, kind: str, precision: float | None
 ) -> None:
     """Prevents unlabelled rows from counting as wanted ones, and a threshold between two labelled rows."""
     scores = highest(list(range(8)))
     marks = labelled(scores)
     best = with_best_f1(*marks) if precision is None else with_precision(*marks, precision)
-    settings = filtering(labels={"column": "label"}, precision=precision)
+    settings = filtering(kind, labels={"column": "label"}, precision=precision)
     assert removed(settings) == [n for n in in_order(scores) if scores[IDS.index(n)] >= best.threshold]
     found = card(settings)
     assert found["threshold"] == best.threshold

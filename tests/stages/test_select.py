@@ -58,7 +58,7 @@ def embedded(
         }
         return make_settings(output, **(data | groups))
 
-    for kind in ("parquet", "jsonl"):
+    for kind in ("parquet", "jsonl", "small-parquet", "small-jsonl"):
         write_corpus(folder, kind)
         made_up_run(make(folder / f"run-{kind}", kind))
 
@@ -123,7 +123,7 @@ def group_mean() -> np.ndarray:
     return group_scores(vectors_of(len(query_rows()), 5), vectors_of(len(IDS), 6))
 
 
-@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "small-parquet", "small-jsonl"])
 def test_rows_come_with_all_their_columns_score_rank_and_nearest_query(select: Select, kind: str) -> None:
     """Prevents a training set that lost a column on the way, or whose scores are other rows'."""
     settings = select(kind, count=12)
@@ -248,6 +248,25 @@ def test_diversity_chooses_another_set_from_the_best_candidates_alone(select: Se
     assert diverse[0] == plain[0]
     assert set(diverse) != set(plain)
     assert set(diverse) <= set(in_order(group_mean())[:30])
+
+
+@pytest.mark.parametrize("kind", ["small-parquet", "small-jsonl"])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"tokens": 50, "token_column": "length"},
+        {"count": 40, "by": "round_robin", "candidates": 1},
+        {"count": 20, "near": 0.95, "diversity": 0.3},
+    ],
+)
+def test_of_many_small_files_the_same_rows_are_selected(
+    select: Select, kind: str, spec: dict[str, Any]
+) -> None:
+    """Prevents a file's rows from being taken for those of another one in its unit."""
+    settings = select(kind, **spec)
+    assert selected(settings) == selected(select("parquet", **spec))
+    units = list((Path(settings.output) / "embeddings").glob("*.parquet"))
+    assert len(units) == 5
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from influcoder_ray.stages.work.sketching import SketchWork
 from influcoder_ray.tables import schemas
 from influcoder_ray.tables.place import Place
 from influcoder_ray.tables.state import Output
-from influcoder_ray.tables.units import Unit
+from influcoder_ray.tables.units import Piece, Unit
 
 CPU = torch.device("cpu")
 WIDTH, SEED = 1_024, 3
@@ -70,7 +70,7 @@ def sketched(model: ModelSpec, adapter: AdapterSpec, table: str, monkeypatch: py
         pool_table=POOL,
         stage="sketch",
     )
-    unit = Unit("unit", Place("unused"), "f", (0,), 0, len(TEXTS), table)
+    unit = Unit("unit", (Piece(Place("unused"), "f", (0,), 0, len(TEXTS)),), table)
     return work.process(unit, ROWS, lambda rows: None)
 
 

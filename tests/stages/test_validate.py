@@ -72,7 +72,7 @@ def without_workers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     process = FineTuneWork.process
 
     def noted(work: FineTuneWork, unit: Any, *rest: Any) -> Any:
-        names.append(unit.relative)
+        names.append(unit.piece.relative)
         return process(work, unit, *rest)
 
     monkeypatch.setattr(FineTuneWork, "process", noted)

@@ -1,10 +1,12 @@
 """Workers that hang, crash or cannot begin cost what they had in hand, and are told of in one line."""
 
+import gzip
 import json
 import os
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,12 @@ from influcoder_ray.errors import RunFailed
 from influcoder_ray.stages.cluster import Reservation
 from influcoder_ray.stages.display import Display
 from influcoder_ray.stages.units_on_ray import WorkPlan, run_units
+from influcoder_ray.tables.cells import read_cells
+from influcoder_ray.tables.datafiles import find_data_files
 from influcoder_ray.tables.fingerprint import Fingerprint
 from influcoder_ray.tables.place import Place
 from influcoder_ray.tables.state import Manifest, Output, StageState
-from influcoder_ray.tables.units import Unit
+from influcoder_ray.tables.units import LINE_BYTES, Piece, Unit, plan_units
 
 pytestmark = pytest.mark.cluster
 HUNG_AFTER = 4.0
@@ -66,12 +70,23 @@ class Work:
 
 def done(folder: Path, faults: Faults) -> dict[str, Manifest]:
     """Eight units on two workers, some of which meet faults."""
-    units = [Unit(f"unit-{i}", Place("numbers.parquet"), "numbers.parquet", (i,), i, 1) for i in range(8)]
+    pieces = [Piece(Place("numbers.parquet"), "numbers.parquet", (i,), i, 1) for i in range(8)]
+    units = [Unit(f"unit-{i}", (piece,)) for i, piece in enumerate(pieces)]
     state = StageState(Place(str(folder / "out")), "count", ("numbers",))
     (folder / "scratch").mkdir()
     plan = WorkPlan(state, units, Work, {"scratch": str(folder / "scratch"), "faults": faults})
     reservation = Reservation(1, 2, cpus=1, gpus=0, hung_after_seconds=HUNG_AFTER)
     return run_units(plan, Fingerprint({"stage": "count"}), reservation, Display(Console(quiet=True)))
+
+
+class Reading:
+    """Counts a unit's rows."""
+
+    def read(self, unit: Unit) -> list[Any]:
+        return read_cells(unit, ["text"])["text"]
+
+    def process(self, unit: Unit, rows: list[Any], report: Callable[[int], None]) -> Output:
+        return Output({"numbers": pa.table({"number": [len(rows)]})}, rows_in=1, rows_out=1)
 
 
 def failure(folder: Path, unit: str) -> dict[str, Any]:
@@ -111,6 +126,28 @@ def test_units_that_always_hang_or_crash_are_set_aside_alone_with_what_is_known(
     assert crashed["error"].startswith(
         "numbers.parquet, rows 5 on: 6 workers ended while they had it in hand"
     )
+
+
+def test_a_fault_in_one_of_a_units_files_names_that_file(local_ray: None, tmp_path: Path) -> None:
+    """Prevents a person from having to look through hundreds of files for the broken one."""
+    (tmp_path / "corpus").mkdir()
+    for number in range(8):
+        (tmp_path / f"corpus/{number}.jsonl.gz").write_bytes(gzip.compress(b'{"text": "x"}\n' * 5))
+    files = find_data_files(str(tmp_path / "corpus"), setting="test")
+    large = [replace(file, size_bytes=LINE_BYTES) for file in files]
+    units = plan_units(large, rows_per_unit=12, fingerprint="f", joined="all")
+    (tmp_path / "corpus/5.jsonl.gz").write_bytes(b"was overwritten after it had been planned")
+    state = StageState(Place(str(tmp_path / "out")), "count", ("numbers",))
+    reservation = Reservation(1, 1, cpus=1, gpus=0, hung_after_seconds=60)
+    plan = WorkPlan(state, units, Reading, {})
+    with pytest.raises(RunFailed, match="1 of 2 units could not be done") as failed:
+        run_units(plan, Fingerprint({"stage": "count"}), reservation, Display(Console(quiet=True)))
+    said = str(failed.value)
+    assert "\n" not in said
+    assert "4 files from 4.jsonl.gz to 7.jsonl.gz: failed 3 times" in said
+    assert "; in 5.jsonl.gz, rows 0 on" in said
+    assert committed(tmp_path) == {units[0].unit_id}
+    assert failure(tmp_path, units[1].unit_id)["error"] in said
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from influcoder_ray.tables.datafiles import find_data_files
 from influcoder_ray.tables.place import Place
 from influcoder_ray.tables.records import common_schema, read_records, schema_of_lines
 from influcoder_ray.tables.state import parquet_bytes
-from influcoder_ray.tables.units import Unit, plan_units
+from influcoder_ray.tables.units import Piece, Unit, plan_units
 
 VALUES = st.one_of(
     st.none(),
@@ -30,7 +30,7 @@ ROWS = st.lists(st.fixed_dictionaries({"a": VALUES}, optional={"b": VALUES, "c":
 
 def unit_of(path: Path, text: bytes) -> Unit:
     path.write_bytes(text)
-    return Unit("u", Place(str(path)), path.name, None, 0, None)
+    return Unit("u", (Piece(Place(str(path)), path.name, None, 0, None),))
 
 
 def same(held: Any, value: Any, is_json: bool) -> bool:

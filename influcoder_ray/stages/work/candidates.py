@@ -98,7 +98,7 @@ class CandidateWork:
         columns: dict[str, Any] = {
             "part": [part_of(unit)] * count,
             **{name: rows.scored[name] for name in schemas.SCORES.names},
-            "source": [f"{unit.relative}:{number}" for number in numbers.tolist()],
+            "source": unit.sources(numbers.tolist()),
             "content_hash": [examples[place].content_hash for place in places.tolist()],
             "tokens": np.array(tokens, dtype=np.int32)[places],
         }
@@ -117,10 +117,12 @@ class CandidateWork:
         places = (numbers - unit.first_row).tolist()
         chosen = {name: [cells[name][place] for place in places] for name in self._names}
         examples, unusable = examples_from_cells(
-            chosen, self._settings.corpus.columns, relative=unit.relative, first_row=0
+            chosen, self._settings.corpus.columns, relative="", first_row=0
         )
         if unusable:
-            raise RuntimeError(f"{unit.relative} is not as it was embedded: {unusable[0].reason}")
+            place = int(unusable[0].source.removeprefix(":"))
+            (source,) = unit.sources(numbers[[place]].tolist())
+            raise RuntimeError(f"{source} is not as it was embedded: {unusable[0].reason}")
         return examples
 
     def _tokens(
@@ -128,10 +130,10 @@ class CandidateWork:
     ) -> list[int]:
         if self._token_column is not None:
             given = [cells[self._token_column][number - unit.first_row] for number in numbers.tolist()]
-            for number, value in zip(numbers.tolist(), given, strict=True):
+            for source, value in zip(unit.sources(numbers.tolist()), given, strict=True):
                 if not isinstance(value, int) or isinstance(value, bool) or value < 0:
                     raise UserError(
-                        f"select.token_column: {self._token_column!r} of {unit.relative}:{number} is "
+                        f"select.token_column: {self._token_column!r} of {source} is "
                         f"{value!r}, not a number of tokens"
                     )
             return given

@@ -31,6 +31,7 @@ from influcoder_ray.tables import schemas
 from influcoder_ray.tables.arrays import vector_matrix
 from influcoder_ray.tables.place import Place
 from influcoder_ray.tables.state import Manifest, Output, StageState
+from influcoder_ray.tables.units import Unit
 
 # Small row groups, so that a part's own rows are found without reading the others.
 _ROWS_PER_GROUP = 4096
@@ -142,7 +143,7 @@ def choose_unwanted(
     wanted: int | None,
     rows: int,
     counts: Sequence[str],
-    scores: Sequence[tuple[str, str, str]],
+    scores: Sequence[tuple[Unit, str]],
     labelled: Sequence[str],
 ) -> Manifest:
     """Write which rows are taken out, and those that a person should look at.
@@ -151,7 +152,7 @@ def choose_unwanted(
         wanted: rows to take out; None where a threshold says.
         rows: of the corpus that have a score.
         counts, labelled: paths of these tables.
-        scores: each part with its file's name and the path of its scores.
+        scores: each part with the path of its scores.
     """
     spec = settings.filter
     bins = count_scores(record.root, counts)
@@ -239,7 +240,7 @@ def _different(pairs: pa.Table) -> pa.Table:
 
 
 def _keys(pairs: pa.Table) -> np.ndarray:
-    """A number for each row of the corpus: its part's, and its own within the file."""
+    """A number for each row of the corpus: its part's, and its own within that."""
     parts = pairs["part"].combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
     return (parts << 40) + pairs["row"].to_numpy()
 
@@ -285,14 +286,14 @@ def _ranked(rows: pa.Table) -> pa.Table:
     return table.sort_by([("part", "ascending"), ("row", "ascending")])
 
 
-def _above(root: Place, scores: Sequence[tuple[str, str, str]], bar: float) -> Iterator[pa.Table]:
+def _above(root: Place, scores: Sequence[tuple[Unit, str]], bar: float) -> Iterator[pa.Table]:
     """The rows of all parts with at least a score, with their part and source."""
-    for part, relative, path in scores:
+    for part, path in scores:
         with (root / path).open() as stream:
             found = pq.ParquetFile(stream).read().replace_schema_metadata(None)
         found = found.filter(pa.array(found["score"].to_numpy() >= np.float32(bar)))
-        names = [f"{relative}:{row}" for row in found["row"].to_pylist()]
-        found = found.append_column("part", pa.array([part] * found.num_rows, pa.string()))
+        names = part.sources(found["row"].to_pylist())
+        found = found.append_column("part", pa.array([part.unit_id] * found.num_rows, pa.string()))
         yield found.append_column("source", pa.array(names, pa.string()))
 
 

@@ -23,7 +23,7 @@ from influcoder_ray.stages.work.device import prepare_device
 from influcoder_ray.stages.work.query_vectors import of_gradients, with_gradients
 from influcoder_ray.tables import schemas
 from influcoder_ray.tables.arrays import vector_column
-from influcoder_ray.tables.cells import read_cells
+from influcoder_ray.tables.cells import read_pieces
 from influcoder_ray.tables.state import Output, quarantine_table
 from influcoder_ray.tables.units import Unit, read_rows
 
@@ -97,18 +97,21 @@ class EmbedWork:
 
     def read(self, unit: Unit) -> Any:
         if unit.table == self._corpus:
-            return read_cells(unit, self._columns.names)
+            return read_pieces(unit, self._columns.names)
         return read_rows(unit)
 
     def process(self, unit: Unit, rows: Any, report: Callable[[int], None]) -> Output:
-        examples: list[Example]
-        unusable: list[Unusable]
+        examples: list[Example] = []
+        unusable: list[Unusable] = []
         if unit.table == self._corpus:
-            examples, unusable = examples_from_cells(
-                rows, self._columns, relative=unit.relative, first_row=unit.first_row
-            )
+            for piece, cells in rows:
+                used, refused = examples_from_cells(
+                    cells, self._columns, relative=piece.relative, first_row=piece.first_row
+                )
+                examples += used
+                unusable += refused
         else:
-            examples, unusable = from_table(rows), []
+            examples = from_table(rows)
         side: Side = "pool" if unit.table == self._corpus else "queries"
         asked = (self._encoder, examples, side, self._familiarity[side], report)
         texts: np.ndarray | None = None
@@ -120,9 +123,9 @@ class EmbedWork:
         if side == "queries":
             vectors, counters["queries_by_gradient"] = with_gradients(vectors, examples, self._known)
         good = np.flatnonzero(np.isfinite(vectors).all(1)).tolist()
-        refused = sorted(set(range(len(examples))) - set(good))
+        not_finite = sorted(set(range(len(examples))) - set(good))
         unusable += [
-            Unusable(examples[i].example_id, examples[i].source, "vector is not finite") for i in refused
+            Unusable(examples[i].example_id, examples[i].source, "vector is not finite") for i in not_finite
         ]
         # The queries are few, and are kept as they were searched for.
         kind = self._settings.embed.vectors if side == "pool" else "float16"
@@ -140,7 +143,7 @@ class EmbedWork:
         table = pa.table(columns, schema=schema)
         return Output(
             {unit.table: table},
-            rows_in=len(examples) + len(unusable) - len(refused),
+            rows_in=len(examples) + len(unusable) - len(not_finite),
             rows_out=len(good),
             quarantine=quarantine_table("embed", [(u.example_id, u.source, u.reason) for u in unusable]),
             counters=counters,

@@ -5,6 +5,7 @@ does not depend on how the corpus is cut into files or units, nor on who scans t
 """
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
@@ -14,12 +15,14 @@ from influcoder_ray.examples import ColumnSpec, Example
 from influcoder_ray.examples.columns import Unusable, examples_from_cells
 from influcoder_ray.examples.example import to_table
 from influcoder_ray.tables import schemas
-from influcoder_ray.tables.cells import cells_of_lines, read_cells
+from influcoder_ray.tables.cells import cells_of_lines, read_pieces
 from influcoder_ray.tables.json_lines import Span, line_blocks
 from influcoder_ray.tables.state import Output, quarantine_table
-from influcoder_ray.tables.units import Unit
+from influcoder_ray.tables.units import Piece, Unit
 
 Cells = dict[str, list[Any]]
+# Where lines stand that lie together: how many, and their bytes.
+Block = tuple[int, Span]
 
 
 class ScanWork:
@@ -50,18 +53,21 @@ class ScanWork:
         self._stage = stage
         self._line_blocks = line_blocks
 
-    def read(self, unit: Unit) -> Cells | None:
+    def read(self, unit: Unit) -> list[tuple[Piece, Cells]] | None:
         """The rows of a unit of Parquet; lines are read as they are gone through, for a file may be large."""
-        return None if unit.row_groups is None else read_cells(unit, self._columns.names)
+        return None if unit.is_lines else read_pieces(unit, self._columns.names)
 
-    def process(self, unit: Unit, rows: Cells | None, report: Callable[[int], None]) -> Output:
+    def process(
+        self, unit: Unit, rows: list[tuple[Piece, Cells]] | None, report: Callable[[int], None]
+    ) -> Output:
         chosen: list[Example] = []
         unusable: list[Unusable] = []
         usable = shared = 0
-        blocks: list[tuple[int, Span]] = []
-        for first_row, cells in self._parts(unit, blocks) if rows is None else [(unit.first_row, rows)]:
+        blocks: dict[str, list[Block]] = defaultdict(list)
+        parts = ((piece.relative, piece.first_row, cells) for piece, cells in rows or ())
+        for relative, first_row, cells in self._lines(unit, blocks) if rows is None else parts:
             examples, refused = examples_from_cells(
-                cells, self._columns, relative=unit.relative, first_row=first_row
+                cells, self._columns, relative=relative, first_row=first_row
             )
             apart = [e for e in examples if e.content_hash not in self._taken]
             chosen = smallest([*chosen, *apart], self._seed, self._count)
@@ -70,7 +76,9 @@ class ScanWork:
             report(len(examples) + len(refused))
         tables = {unit.table: to_table(chosen, [""] * len(chosen))}
         if self._line_blocks is not None and blocks:
-            tables[self._line_blocks] = block_table(unit.relative, blocks)
+            tables[self._line_blocks] = pa.concat_tables(
+                [block_table(relative, found) for relative, found in blocks.items()]
+            )
         return Output(
             tables,
             rows_in=usable + len(unusable),
@@ -79,14 +87,19 @@ class ScanWork:
             counters={"shared_with_queries": shared},
         )
 
-    def _parts(self, unit: Unit, blocks: list[tuple[int, Span]]) -> Iterator[tuple[int, Cells]]:
-        """The cells of lines, a block at a time, with the first row of each; `blocks` gets what they were."""
-        for block in line_blocks(unit.place, unit.span, first_row=unit.first_row):
-            blocks.append((len(block.lines), block.span))
-            yield block.first_row, cells_of_lines(block.lines, self._columns.names)
+    def _lines(self, unit: Unit, blocks: dict[str, list[Block]]) -> Iterator[tuple[str, int, Cells]]:
+        """The cells of lines, a block at a time, with the file and first row of each.
+
+        `blocks` gets what each file's were.
+        """
+        for piece in unit.pieces:
+            with unit.reading(piece):
+                for block in line_blocks(piece.place, piece.span, first_row=piece.first_row):
+                    blocks[piece.relative].append((len(block.lines), block.span))
+                    yield piece.relative, block.first_row, cells_of_lines(block.lines, self._columns.names)
 
 
-def block_table(file: str, blocks: Sequence[tuple[int, Span]]) -> pa.Table:
+def block_table(file: str, blocks: Sequence[Block]) -> pa.Table:
     """The blocks of a file of JSON Lines, rows and bytes of each, as `schemas.LINE_BLOCKS`."""
     cells = {
         "file": [file] * len(blocks),

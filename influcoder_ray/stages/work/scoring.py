@@ -105,14 +105,12 @@ class ScoreWork:
         return _Rows(
             vectors,
             read_cells(unit, [labels.column])[labels.column] if labels is not None and of_corpus else None,
-            schema_of_lines(unit) if unit.row_groups is None else None,
+            schema_of_lines(unit) if unit.is_lines else None,
         )
 
     def process(self, unit: Unit, rows: _Rows, report: Callable[[int], None]) -> Output:
         ids = rows.vectors["example_id"].to_numpy()
-        numbers = np.array(
-            [int(source.rsplit(":", 1)[1]) for source in rows.vectors["source"].to_pylist()], dtype=np.int64
-        )
+        numbers = unit.numbers(rows.vectors["source"].to_pylist())
         vectors = vector_matrix(rows.vectors, self._scoring.column)
         tables: dict[str, pa.Table] = {}
         if self._scoring.depth is not None:

@@ -60,7 +60,7 @@ class SearchWork:
     def process(self, unit: Unit, rows: pa.Table, report: Callable[[int], None]) -> Output:
         ids = rows["example_id"].combine_chunks()
         found = self._scan.shard(
-            read_vectors(unit.place, unit.row_groups or ()),
+            read_vectors(unit.piece.place, unit.piece.row_groups or ()),
             lambda some: ids.take(pa.array(some)).to_numpy(zero_copy_only=False),
             report=report,
         )

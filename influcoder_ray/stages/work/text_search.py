@@ -39,7 +39,7 @@ class TextSearchWork:
         found = self._search.process(unit, rows, report)
         ids = rows["example_id"].combine_chunks()
         ranking = self._scan.rank(
-            read_vectors(unit.place, unit.row_groups or (), TEXTS),
+            read_vectors(unit.piece.place, unit.piece.row_groups or (), TEXTS),
             lambda some: ids.take(pa.array(some)).to_numpy(zero_copy_only=False),
         )
         return replace(found, tables={**found.tables, self._table: ranking_table(ranking, rows)})

@@ -78,8 +78,9 @@ class WriteWork:
             left[places] = False
             if left.any():
                 tables[self._rest] = records.table.filter(pa.array(left))
+            sources = unit.sources(number for number, _ in records.unreadable)
             unreadable = [
-                (f"{unit.relative}:{row}", f"{unit.relative}:{row}", why) for row, why in records.unreadable
+                (source, source, why) for source, (_, why) in zip(sources, records.unreadable, strict=True)
             ]
         return Output(
             tables,
