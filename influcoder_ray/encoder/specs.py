@@ -38,8 +38,8 @@ class EncoderSpec(Spec):
     tokens_per_batch: int | None = Field(
         default=None,
         ge=8,
-        description="Tokens of one forward pass, padding included; unset: 2,048, or 512 where a CPU embeds, "
-        "in whose caches what a layer makes of them has room.",
+        description="Tokens of one forward pass, padding included; unset: 2,048 in training, 32,768 where "
+        "a GPU embeds, and 512 where a CPU does, in whose caches what a layer makes of them has room.",
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto",
