@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 
 from influcoder_ray.config import PipelineSettings
 from influcoder_ray.errors import UserError
@@ -107,9 +106,13 @@ def plan(settings: PipelineSettings) -> StagePlan:
 
         check(settings)
         aims = find_aims(settings, "filter", spec.queries, protected=spec.protected)
-        scoring = Scoring(aims, by=spec.by, weight=spec.weight, labels=spec.labels)
-        if spec.measure == "text":
-            scoring = replace(scoring, column=TEXTS)
+        scoring = Scoring(
+            aims,
+            by=spec.by,
+            weight=spec.weight,
+            labels=spec.labels,
+            column=TEXTS if spec.measure == "text" else "embedding",
+        )
         steps = Steps(settings, record, fingerprint, display)
         steps.over_parts(scored, ScoreWork, settings=settings, scoring=scoring, tables=TABLES)
         made = steps.alone(
