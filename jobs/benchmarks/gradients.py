@@ -274,6 +274,8 @@ def _material(
     if arguments.random_weights:
         if arguments.rows:
             raise UserError("--rows: --random-weights has no tokenizer for them; leave it out")
+        if (arguments.min_tokens or 0) > arguments.max_tokens:
+            raise UserError(f"--min-tokens: {arguments.min_tokens} is more than --max-tokens; give fewer")
         teacher = random_teacher(arguments.random_weights, spec, adapter, seed=arguments.seed, device=device)
         vocabulary = teacher.model.get_input_embeddings().num_embeddings  # type: ignore[operator]
         tokens = random_tokens(

@@ -315,6 +315,7 @@ def test_usual_columns_are_found_and_others_can_be_named(
     [
         (["--model=MODEL"], "--rows: missing"),
         (["--random-weights=MODEL", "--rows=ROWS"], "--rows: --random-weights has no tokenizer"),
+        (["--random-weights=MODEL", "--min-tokens=2000"], "--min-tokens: 2000 is more than --max-tokens"),
         (["--random-weights=ROWS/none"], "is no config.json and no folder with one"),
         (["--model=MODEL", "--rows=ROWS", "--prompt", "instruction"], "--prompt: it goes together with"),
         (["--model=MODEL", "--rows=ROWS", "--text", "body"], "has no column 'body'"),
