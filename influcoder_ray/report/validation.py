@@ -140,14 +140,14 @@ def _verdict(
     sure = all(_beyond(interval, sign) for interval in intervals)
     chosen = count(validation.get("selected" if selects else "removed"))
     doing, rival = ("Training on", "training on") if selects else ("Taking out", "taking out")
-    effect = "lowers" if selects else "raises"
-    verb = f"{effect} the held-out loss" if right else f"does not {effect[:-1]} the held-out loss"
+    # Not "lowers": training on a few examples may leave any loss above that of the model as it was.
+    effect = f"{'leaves' if right else 'does not leave'} a {'lower' if selects else 'higher'} held-out loss"
     figures = (
         f"difference {decimal(against.get('mean'), 4)} nats, 95% interval over seeds "
         f"{_interval(intervals[0])}, over queries {_interval(intervals[1])}; {_seeds_in_words(against, kind)}"
     )
     return (
-        f"{doing} the {chosen} examples that {_spoken(method, _CHOOSERS)} puts first {verb} more than "
+        f"{doing} the {chosen} examples that {_spoken(method, _CHOOSERS)} puts first {effect} than "
         f"{rival} {chosen} random ones{', but not beyond chance' if right and not sure else ''} ({figures}).",
         sure,
     )
@@ -159,10 +159,8 @@ def _score_verdict(method: str, found: Any) -> tuple[str, bool]:
     sure = mean is not None and mean > 0 and p_value is not None and p_value < _LEAST_SURE
     effect = "foretell" if sure else "do not foretell beyond chance"
     return (
-        f"The scores of {_spoken(method, _SCORES)} {effect} which random half of the pool trains better: "
-        f"linear datamodelling score {decimal(mean, 3)}, p = {_p(p_value)}.".replace(
-            "random half", "random part"
-        ),
+        f"The scores of {_spoken(method, _SCORES)} {effect} which random part of the pool trains better: "
+        f"linear datamodelling score {decimal(mean, 3)}, p = {_p(p_value)}.",
         sure,
     )
 

@@ -80,8 +80,8 @@ def test_what_is_beyond_chance_is_shown_and_the_rest_is_said_not_to_be() -> None
     section = validation_section(_validation())
     assert len(section.shown) + len(section.not_shown) == 6
     shown, not_shown = (" ".join(part) for part in (section.shown, section.not_shown))
-    assert "Training on the 3 examples that the encoder puts first lowers the held-out loss more" in shown
-    assert "Taking out the 3 examples that the encoder puts first raises the held-out loss more" in shown
+    assert "Training on the 3 examples that the encoder puts first leaves a lower held-out loss than" in shown
+    assert "Taking out the 3 examples that the encoder puts first leaves a higher held-out loss than" in shown
     assert "The scores of the encoder foretell" in shown
     assert "exact influence puts first" in not_shown
     assert "The scores of exact influence do not foretell beyond chance" in not_shown
@@ -91,8 +91,8 @@ def test_an_effect_on_the_wrong_side_is_called_by_its_name() -> None:
     """Prevents a harmful choice from passing as one that merely is not proven."""
     section = validation_section(_validation(effect=-0.2))
     not_shown = " ".join(section.not_shown)
-    assert "that the encoder puts first does not lower the held-out loss more than" in not_shown
-    assert "that the encoder puts first does not raise the held-out loss more than" in not_shown
+    assert "that the encoder puts first does not leave a lower held-out loss than" in not_shown
+    assert "that the encoder puts first does not leave a higher held-out loss than" in not_shown
     assert "lower in 0 of 3 seeds" in not_shown
     assert section.losses[2].better is False
 
