@@ -5,6 +5,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -62,10 +63,12 @@ class UnitActor:
         self._board = board
         self._past = past
         self._in_hand = _InHand()
-        self._computing = threading.Lock()
+        # One thread loads and computes all: OpenMP keeps a team of threads for each that ever computed, and
+        # once teams outnumber the cores its threads sleep at every barrier instead of spinning.
+        self._computing = ThreadPoolExecutor(1, thread_name_prefix="computing")
         self._metrics = UnitMetrics(stage)
         self._watch = Watch(hung_after_seconds, tell_of_hang(past))
-        self._work = self._made(work, arguments)
+        self._work = self._computing.submit(self._made, work, arguments).result()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         summaries = [self._summary(Unit.from_dict(json.loads(text))) for text in batch["unit"].to_pylist()]
@@ -116,8 +119,16 @@ class UnitActor:
     def _do(self, work: UnitWork, unit: Unit) -> None:
         with self._watch.over(unit.unit_id, "reading"):
             rows = work.read(unit)
+        output, seconds = self._computing.submit(self._computed, work, unit, rows).result()
+        with self._watch.over(unit.unit_id, "writing"):
+            self._state.commit(unit.unit_id, output, seconds)
+        self._metrics.unit_done(output, seconds)
+        self._board.set.remote(unit.unit_id, output.rows_in)
+
+    def _computed(self, work: UnitWork, unit: Unit, rows: Any) -> tuple[Output, float]:
+        """What the stage's function gives, and the seconds that it took."""
         done = 0
-        with self._computing, self._watch.over(unit.unit_id, "computing") as sign:
+        with self._watch.over(unit.unit_id, "computing") as sign:
 
             def report(count: int) -> None:
                 nonlocal done
@@ -127,11 +138,7 @@ class UnitActor:
 
             started = time.monotonic()
             output = work.process(unit, rows, report)
-            seconds = time.monotonic() - started
-        with self._watch.over(unit.unit_id, "writing"):
-            self._state.commit(unit.unit_id, output, seconds)
-        self._metrics.unit_done(output, seconds)
-        self._board.set.remote(unit.unit_id, output.rows_in)
+            return output, time.monotonic() - started
 
 
 @dataclass(frozen=True)
