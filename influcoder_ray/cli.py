@@ -1,4 +1,4 @@
-"""The command line: one command a stage, and run, plan, explain, demo, doctor."""
+"""The command line: one command a stage, and run, plan, explain, index, demo, doctor."""
 
 import os
 import sys
@@ -10,6 +10,7 @@ import typer
 from influcoder_ray import __version__
 from influcoder_ray.commands.choosing import filter_rows, select_rows
 from influcoder_ray.commands.explaining import explain
+from influcoder_ray.commands.indexing import index
 from influcoder_ray.commands.planning import plan
 from influcoder_ray.commands.proving import evaluate, validate
 from influcoder_ray.commands.reporting import report
@@ -42,7 +43,7 @@ _stage("rerank", "Order each query's best examples by exact influence.")
 _stage("mark", "Split the influence of the examples that the report shows over their tokens.")
 app.command("select")(select_rows)
 app.command("filter")(filter_rows)
-for command in (evaluate, validate, report, run, plan, explain, demo, doctor):
+for command in (evaluate, validate, report, run, plan, explain, index, demo, doctor):
     app.command()(command)
 
 

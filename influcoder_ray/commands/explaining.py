@@ -30,6 +30,10 @@ def explain(
     tokens: Annotated[
         bool, typer.Option("--tokens", help="Mark the tokens that carry the influence, exactly.")
     ] = False,
+    index: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Search this index of the run's embeddings.", show_default=False),
+    ] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Also write it here.", show_default=False)
     ] = None,
@@ -56,5 +60,6 @@ def explain(
             tokens=tokens,
             json_file=json_file,
             overrides=tuple(overrides or ()),
+            index=index,
         )
     )

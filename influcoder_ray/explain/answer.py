@@ -32,6 +32,7 @@ class Request:
     tokens: bool
     json_file: Path | None
     overrides: tuple[str, ...]
+    index: Path | None = None
 
 
 def answer(request: Request, console: Console | None = None) -> Explanation:
@@ -44,7 +45,7 @@ def answer(request: Request, console: Console | None = None) -> Explanation:
     # Loading shows bars of its own.
     logging.disable_progress_bar()
     console = console or Console(width=None if sys.stdout.isatty() else _WIDTH)
-    attributor = Attributor.open(request.output, overrides=request.overrides)
+    attributor = Attributor.open(request.output, overrides=request.overrides, index=request.index)
     question = _question(attributor, request, console)
     with console.status("Searching the embeddings"):
         exact = request.rerank is not None or request.tokens
@@ -79,6 +80,7 @@ def as_json(found: Explanation) -> dict[str, Any]:
         "vector": about["vector"],
         "familiarity": float(about["familiarity"]),
         "rows": int(about["rows"]),
+        "index": about.get("index"),
         "most": found.most.to_pylist(),
         "least": found.least.to_pylist(),
     }

@@ -1,6 +1,7 @@
 """The Python interface: which training examples push a model towards an answer, asked of a finished run."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,11 @@ from influcoder_ray.examples.pieces import Piece, pieces
 from influcoder_ray.explain import question as questions
 from influcoder_ray.explain import tables
 from influcoder_ray.explain.exact import exact_influence, influence_by_token
+from influcoder_ray.explain.found import Extremes, Found
+from influcoder_ray.explain.index import Index
 from influcoder_ray.explain.question import Question
 from influcoder_ray.explain.run import Run
-from influcoder_ray.explain.search import Extremes, Found, search
+from influcoder_ray.explain.search import search
 from influcoder_ray.explain.texts import examples_at
 from influcoder_ray.explain.vectors import QueryVector, Wanted, query_vector
 from influcoder_ray.gradients.generation import generate
@@ -41,12 +44,19 @@ class Attributor:
     for gradients. The causal LM has to be the one that the run was made with.
     """
 
-    def __init__(self, run: Run, *, answer_tokens: int | None = None) -> None:
+    def __init__(self, run: Run, *, answer_tokens: int | None = None, index: Index | None = None) -> None:
         self.run = run
+        self._index = index
         self._answer_tokens = answer_tokens or min(_ANSWER_TOKENS, run.settings.model.max_tokens // 2)
 
     @staticmethod
-    def open(path: str, *, overrides: Sequence[str] = (), answer_tokens: int | None = None) -> "Attributor":
+    def open(
+        path: str,
+        *,
+        overrides: Sequence[str] = (),
+        answer_tokens: int | None = None,
+        index: str | Path | None = None,
+    ) -> "Attributor":
         """The attributor of a run's output folder.
 
         Args:
@@ -54,11 +64,15 @@ class Attributor:
             overrides: settings over the run's own, as "key.inner=value": "model.path=/models/moved".
             answer_tokens: the most tokens that an answer of the model's own may have; 128, or half of the
                 model's window where that is less, if None.
+            index: a folder that `influcoder-ray index` made, through which embeddings are then searched:
+                approximately, and without reading all of them.
 
         Raises:
-            UserError: there is no run there, or its embeddings are not finished.
+            UserError: there is no run there, its embeddings are not finished, or the index is not theirs.
         """
-        return Attributor(Run.open(path, overrides), answer_tokens=answer_tokens)
+        run = Run.open(path, overrides)
+        held = None if index is None else Index(Path(index), run.settings)
+        return Attributor(run, answer_tokens=answer_tokens, index=held)
 
     def ask(self, query: str, response: str | None = None) -> Question:
         """A prompt and the response to explain; without one, the causal LM's own answer.
@@ -102,8 +116,9 @@ class Attributor:
         Returns:
             Columns: rank (in the whole corpus), score (cosine), percentile, example_id, source, familiarity,
             unfamiliar, prompt, response. The schema's metadata has, as text, the query's `prompt`,
-            `response`, `generated`, `vector` ("text" or "gradient") and `familiarity`, and the corpus's
-            `rows`.
+            `response`, `generated`, `vector` ("text" or "gradient") and `familiarity`, the corpus's `rows`
+            and, where an index was searched, `index`: how well it finds, in a sentence. Ranks and
+            percentiles are then those among what was found.
 
         Raises:
             UserError: the query or the corpus cannot be used.
@@ -115,7 +130,7 @@ class Attributor:
         own, ends = self._search(asked, k, least, vector)
         found = [*ends.most, *(f for f in ends.least if f.rank > len(ends.most))]
         rows = [self._row(f, e) | {"rank": f.rank, "score": f.score} for f, e in self._with_examples(found)]
-        return _table(rows, tables.ATTRIBUTED, _about(asked, own, ends.rows))
+        return _table(rows, tables.ATTRIBUTED, self._about(asked, own, ends.rows))
 
     def rerank(
         self,
@@ -169,7 +184,7 @@ class Attributor:
         compared.sort(key=lambda row: (-row["score"], row["example_id"]))
         rows = [*compared, *(row for row in rows if row["score"] is None)]
         ranked = [row | {"rank": rank} for rank, row in enumerate(rows[:k], 1)]
-        return _table(ranked, tables.RERANKED, _about(asked, own, ends.rows))
+        return _table(ranked, tables.RERANKED, self._about(asked, own, ends.rows))
 
     def explain_tokens(
         self,
@@ -215,7 +230,7 @@ class Attributor:
             }
             rows += _token_rows(held | {"side": "example"}, self._pieces(example), influence.of_candidate)
             rows += _token_rows(held | {"side": "query"}, of_query, influence.of_query)
-        return _table(rows, tables.TOKENS, _about(asked))
+        return _table(rows, tables.TOKENS, self._about(asked))
 
     def _question(self, query: str | Question, response: str | None) -> Question:
         if not isinstance(query, Question):
@@ -226,6 +241,8 @@ class Attributor:
 
     def _search(self, asked: Question, most: int, least: int, wanted: Wanted) -> tuple[QueryVector, Extremes]:
         own = query_vector(self.run, asked.example, wanted)
+        if self._index is not None:
+            return own, self._index.search(own.vector, most=most, least=least)
         return own, search(self.run.settings, own.vector, most=most, least=least)
 
     def _near(self, own: QueryVector, most: int) -> list[Found]:
@@ -258,16 +275,19 @@ class Attributor:
             template=teacher.template,
         )
 
-
-def _about(asked: Question, own: QueryVector | None = None, rows: int | None = None) -> dict[str, str]:
-    about = {
-        "prompt": asked.example.prompt,
-        "response": asked.example.response,
-        "generated": str(asked.generated).lower(),
-    }
-    if own is not None:
-        about |= {"vector": own.made_of, "familiarity": repr(own.familiarity), "rows": str(rows)}
-    return about
+    def _about(
+        self, asked: Question, own: QueryVector | None = None, rows: int | None = None
+    ) -> dict[str, str]:
+        about = {
+            "prompt": asked.example.prompt,
+            "response": asked.example.response,
+            "generated": str(asked.generated).lower(),
+        }
+        if own is not None:
+            about |= {"vector": own.made_of, "familiarity": repr(own.familiarity), "rows": str(rows)}
+            if self._index is not None:
+                about["index"] = self._index.about.told
+        return about
 
 
 def _table(rows: list[dict[str, Any]], schema: pa.Schema, about: Mapping[str, str]) -> pa.Table:

@@ -5,7 +5,6 @@ Shapes: N examples of the corpus, d embedding width.
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -15,40 +14,13 @@ from influcoder_ray.attribution.distribution import percentile_of_rank
 from influcoder_ray.attribution.scan import Scan
 from influcoder_ray.attribution.topk import Ranking, merge
 from influcoder_ray.config import PipelineSettings
+from influcoder_ray.explain.found import Extremes, Found
 from influcoder_ray.stages import embed
 from influcoder_ray.tables.state import CommittedFile
 from influcoder_ray.tables.vectors import read_vectors
 
 # Shards that are read and searched at once: reading waits for a disk or a network, searching does not.
 _THREADS = 4
-
-
-@dataclass(frozen=True)
-class Found:
-    """An example of the corpus and where it stands in it for a query.
-
-    Attributes:
-        rank: 1 for the most influential of the corpus.
-        score: the cosine of the two vectors.
-        percentile: the share of the corpus's other examples that rank below, in per cent.
-        familiarity: of the encoder with the example, in per cent.
-    """
-
-    rank: int
-    example_id: str
-    score: float
-    percentile: float
-    source: str
-    familiarity: float
-
-
-@dataclass(frozen=True)
-class Extremes:
-    """The two ends of a corpus of `rows` examples, each in order of rank."""
-
-    most: list[Found]
-    least: list[Found]
-    rows: int
 
 
 Columns = dict[tuple[str, int], tuple[str, float]]

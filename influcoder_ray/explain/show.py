@@ -164,6 +164,9 @@ def _strongest(tokens: Sequence[Mapping[str, Any]]) -> Text:
 def _legend(found: Explanation, console: Console) -> None:
     console.print()
     lines = ["Figures are cosines: more is more influence towards the response."]
+    about = found.most.schema.metadata
+    if b"index" in about:
+        lines.append(f"{about[b'index'].decode()} Places are those among what was found.")
     if found.tokens is not None:
         lines.append(
             "Tokens: what the model learns while it stands on each, to predict what follows. They add up "

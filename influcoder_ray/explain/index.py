@@ -1,0 +1,186 @@
+"""An approximate index of a run's embeddings: a query is held against a few lists of vectors, not all.
+
+By FAISS (Douze et al., arXiv 2401.08281): k-means cuts the vectors into lists, and a search looks through
+those whose centres are nearest to the query. It lies in several parts with the same centres, each of some
+million vectors, which stay on the disk and are read as they are needed. `explain.indexing` makes one.
+
+Shapes: N examples of the corpus, d embedding width.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Collection
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+
+from influcoder_ray.attribution.cosine import cosines
+from influcoder_ray.attribution.distribution import percentile_of_rank
+from influcoder_ray.config import PipelineSettings
+from influcoder_ray.errors import UserError
+from influcoder_ray.explain.found import Extremes, Found
+from influcoder_ray.stages import embed
+
+ABOUT = "about.json"
+
+
+@dataclass(frozen=True)
+class About:
+    """What an index is of, and how well it finds.
+
+    Attributes:
+        embeddings: the fingerprint of the embeddings that it was made of.
+        rows: N.
+        parts: in which it lies.
+        lists: into which the vectors are cut.
+        probes: how many of them a search looks through.
+        recall: the share of the truly best and least `recall_at` of `queries` of the run's own queries that
+            a search found.
+    """
+
+    embeddings: str
+    rows: int
+    parts: int
+    lists: int
+    probes: int
+    recall: float
+    recall_at: int
+    queries: int
+
+    @property
+    def told(self) -> str:
+        """How a search goes, in a sentence."""
+        return (
+            f"A search looks through {self.probes:,} of {self.lists:,} lists, and found "
+            f"{100 * self.recall:.1f}% of the {self.recall_at} most and least influential examples of "
+            f"{self.queries} of the run's queries."
+        )
+
+
+class Index:
+    """Searches a run's embeddings approximately.
+
+    Args:
+        folder: where `indexing.build_index` has put it, on this machine.
+
+    Raises:
+        UserError: there is none, it is of other embeddings than the run's now, or FAISS is not installed.
+    """
+
+    def __init__(self, folder: Path, settings: PipelineSettings) -> None:
+        try:
+            about = About(**json.loads((folder / ABOUT).read_bytes()))
+        except FileNotFoundError as error:
+            raise UserError(
+                f"--index: {folder} holds no index; make one with `influcoder-ray index {settings.output}`"
+            ) from error
+        record = embed.state(settings.root)
+        if about.embeddings != record.finished().digest:
+            raise UserError(
+                f"--index: {folder} was made of other embeddings than the run's now; make it anew with "
+                f"`influcoder-ray index {settings.output} --folder {folder}`"
+            )
+        self._faiss = faiss = load_faiss()
+        self.about = about
+        self._parts = [
+            faiss.read_index(str(part_of(folder, part)), faiss.IO_FLAG_MMAP) for part in range(about.parts)
+        ]
+        self._root = record.root
+        self._files = record.files(embed.CORPUS)
+        self._ends = np.cumsum([file.rows for file in self._files])
+
+    def search(self, vector: npt.NDArray[np.float32], *, most: int, least: int = 0) -> Extremes:
+        """The two ends of the corpus for a query, of what is found: ranks are one's place among that.
+
+        A score is that of the exact search, to the last bit where vectors are kept in float16; a rank and a
+        percentile are too good by as many examples as were missed.
+
+        Args:
+            vector: (d,) of the query; it is rounded to float16, as the corpus's are.
+        """
+        row = vector.astype(np.float16).astype(np.float32)
+        top, bottom = self._nearest(row, most), self._nearest(-row, least)
+        cells = self._cells({number for number, _ in (*top, *bottom)})
+        rows = self.about.rows
+
+        def found(rank: int, number: int, score: float) -> Found:
+            # Zero has a sign, which nobody wants to see.
+            return Found(
+                rank=rank, score=score + 0.0, percentile=percentile_of_rank(rank, rows), **cells[number]
+            )
+
+        return Extremes(
+            [found(1 + place, number, score) for place, (number, score) in enumerate(top)],
+            [found(rows - place, number, -score) for place, (number, score) in enumerate(bottom)][::-1],
+            rows,
+        )
+
+    def nearest(
+        self, rows: npt.NDArray[np.float32], wanted: int, probes: int
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        """What has the greatest products with vectors (n, d), as far as it is found; in no order.
+
+        Returns:
+            Numbers in the corpus (n, K), -1 where there is no more, and the vectors (n, K, d) of these.
+        """
+        parameters = self._faiss.SearchParametersIVF(nprobe=probes)
+        found = [part.search_and_reconstruct(rows, wanted, params=parameters) for part in self._parts]
+        products, numbers, vectors = (np.concatenate(side, axis=1) for side in zip(*found, strict=True))
+        best = np.argsort(-products, axis=1, kind="stable")[:, :wanted]
+        return np.take_along_axis(numbers, best, 1), np.take_along_axis(vectors, best[:, :, None], 1)
+
+    def _nearest(self, row: npt.NDArray[np.float32], wanted: int) -> list[tuple[int, float]]:
+        """(number in the corpus, cosine) of the best, in order; equal ones by number."""
+        if wanted < 1:
+            return []
+        # Vectors are of unit length but for rounding: products order them as cosines do but for near ties.
+        numbers, vectors = self.nearest(row[None], min(2 * wanted, self.about.rows), self.about.probes)
+        there = numbers[0] >= 0
+        scores = cosines(vectors[0][there], row[None])
+        pairs = zip(numbers[0][there].tolist(), scores.tolist(), strict=True)
+        return sorted(pairs, key=lambda pair: (-pair[1], pair[0]))[:wanted]
+
+    def _cells(self, numbers: Collection[int]) -> dict[int, dict[str, Any]]:
+        """The id, source and familiarity of examples, by their numbers in the corpus."""
+        members = defaultdict(list)
+        for number in numbers:
+            members[int(np.searchsorted(self._ends, number, side="right"))].append(number)
+        cells: dict[int, dict[str, Any]] = {}
+        for place, some in members.items():
+            file = self._files[place]
+            first = int(self._ends[place]) - file.rows
+            with (self._root / file.path).open() as stream:
+                table = pq.ParquetFile(stream).read(columns=["example_id", "source", "familiarity"])
+            cells |= dict(zip(some, table.take([number - first for number in some]).to_pylist(), strict=True))
+        return cells
+
+
+def load_faiss() -> ModuleType:
+    """FAISS, which is not installed by itself.
+
+    Raises:
+        UserError: it is not there.
+    """
+    try:
+        import faiss
+    except ImportError as error:
+        raise UserError(
+            "an index needs FAISS, which is not installed; run `pip install 'influcoder-ray[index]'`"
+        ) from error
+    found: ModuleType = faiss
+    return found
+
+
+def part_of(folder: Path, part: int) -> Path:
+    """The file of a part of the index in a folder."""
+    return folder / f"part-{part:05d}.faiss"
+
+
+def write_about(folder: Path, about: About) -> None:
+    """Say in a folder what its index is."""
+    (folder / ABOUT).write_text(json.dumps(asdict(about), indent=2) + "\n")
