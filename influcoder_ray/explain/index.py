@@ -103,8 +103,9 @@ class Index:
         Args:
             vector: (d,) of the query; it is rounded to float16, as the corpus's are.
         """
-        row = vector.astype(np.float16).astype(np.float32)
-        top, bottom = self._nearest(row, most), self._nearest(-row, least)
+        row = vector.astype(np.float16).astype(np.float32)[None]
+        probes = self.about.probes
+        (top,), (bottom,) = self.nearest(row, most, probes), self.nearest(-row, least, probes)
         cells = self._cells({number for number, _ in (*top, *bottom)})
         rows = self.about.rows
 
@@ -122,28 +123,24 @@ class Index:
 
     def nearest(
         self, rows: npt.NDArray[np.float32], wanted: int, probes: int
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-        """What has the greatest products with vectors (n, d), as far as it is found; in no order.
+    ) -> list[list[tuple[int, float]]]:
+        """(number in the corpus, cosine) of the best that so many lists hold for each of some vectors (n, d).
 
-        Returns:
-            Numbers in the corpus (n, K), -1 where there is no more, and the vectors (n, K, d) of these.
+        Best first, equal ones by number.
         """
-        parameters = self._faiss.SearchParametersIVF(nprobe=probes)
-        found = [part.search_and_reconstruct(rows, wanted, params=parameters) for part in self._parts]
-        products, numbers, vectors = (np.concatenate(side, axis=1) for side in zip(*found, strict=True))
-        best = np.argsort(-products, axis=1, kind="stable")[:, :wanted]
-        return np.take_along_axis(numbers, best, 1), np.take_along_axis(vectors, best[:, :, None], 1)
-
-    def _nearest(self, row: npt.NDArray[np.float32], wanted: int) -> list[tuple[int, float]]:
-        """(number in the corpus, cosine) of the best, in order; equal ones by number."""
         if wanted < 1:
-            return []
+            return [[] for _ in rows]
+        parameters = self._faiss.SearchParametersIVF(nprobe=probes)
         # Vectors are of unit length but for rounding: products order them as cosines do but for near ties.
-        numbers, vectors = self.nearest(row[None], min(2 * wanted, self.about.rows), self.about.probes)
-        there = numbers[0] >= 0
-        scores = cosines(vectors[0][there], row[None])
-        pairs = zip(numbers[0][there].tolist(), scores.tolist(), strict=True)
-        return sorted(pairs, key=lambda pair: (-pair[1], pair[0]))[:wanted]
+        asked = min(2 * wanted, self.about.rows)
+        found = [part.search_and_reconstruct(rows, asked, params=parameters) for part in self._parts]
+        _, numbers, vectors = (np.concatenate(side, axis=1) for side in zip(*found, strict=True))
+        best = []
+        for row, own, their in zip(rows, numbers, vectors, strict=True):
+            there = own >= 0
+            pairs = zip(own[there].tolist(), cosines(their[there], row[None]).tolist(), strict=True)
+            best.append(sorted(pairs, key=lambda pair: (-pair[1], pair[0]))[:wanted])
+        return best
 
     def _cells(self, numbers: Collection[int]) -> dict[int, dict[str, Any]]:
         """The id, source and familiarity of examples, by their numbers in the corpus."""

@@ -49,11 +49,12 @@ def make_index(output: str, folder: Path | None, recall: float, console: Console
     Raises:
         UserError: as `build_index`; or the output folder is not on this machine and no other one is named.
     """
-    settings = settings_of_run(output, ())
+    place = Place(output)
     if folder is None:
-        if not settings.root.is_local:
+        if not place.is_local:
             raise UserError(f"--folder: {output} is not on this machine; name a folder that is")
-        folder = Path(settings.root.path) / INDEX
+        folder = Path(place.path) / INDEX
+    settings = settings_of_run(output, ())
     console = console or Console()
     with Progress(console=console, transient=True) as bars:
         rows = sum(file.rows for file in embed.state(settings.root).files(embed.CORPUS))
@@ -191,19 +192,19 @@ def _added(
                 write_part()
 
     for file in files:
-        firsts[file.path] = total
-        # Equal scores need an order, and any will do: their numbers'.
-        found = scan.rank(adding(read_vectors(root / file.path)), _as_ids, shard=file.path)
+        first = firsts[file.path] = total
+
+        def ids_of(rows: npt.NDArray[np.int64], first: int = first) -> npt.NDArray[np.object_]:
+            # Equal scores in the order of numbers, as an index has them.
+            return np.array([f"{number:015d}" for number in (first + rows).tolist()], dtype=object)
+
+        found = scan.rank(adding(read_vectors(root / file.path)), ids_of, shard=file.path)
         best = found if best is None else merge([best, found], _RECALL_AT)
     if lists.ntotal:
         write_part()
     assert best is not None
-    first = np.array([firsts[shard] for shard in best.shards.reshape(-1)]).reshape(best.shards.shape)
-    return first + best.rows, parts
-
-
-def _as_ids(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.object_]:
-    return np.array([f"{row:012d}" for row in rows.tolist()], dtype=object)
+    before = np.array([firsts[shard] for shard in best.shards.reshape(-1)]).reshape(best.shards.shape)
+    return before + best.rows, parts
 
 
 def _measured(
@@ -212,8 +213,11 @@ def _measured(
     """The index's account, with as few probes as reach the recall."""
     probes, found = 1, 0.0
     while True:
-        numbers, _ = index.nearest(asked, truth.shape[1], probes)
-        found = float(np.mean([np.isin(t, n).mean() for t, n in zip(truth, numbers, strict=True)]))
+        best = index.nearest(asked, truth.shape[1], probes)
+        hits = [
+            len({number for number, _ in own} & set(t)) for own, t in zip(best, truth.tolist(), strict=True)
+        ]
+        found = sum(hits) / truth.size
         if found >= wanted or probes >= index.about.lists:
             return replace(index.about, probes=probes, recall=found)
         probes = min(2 * probes, index.about.lists)

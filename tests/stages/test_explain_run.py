@@ -295,3 +295,35 @@ def test_nothing_of_it_needs_ray(finished: PipelineSettings, tmp_path: Path) -> 
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert "by exact influence" in done.stdout
+
+
+def test_an_index_answers_as_the_embeddings_do_and_says_how_well_it_finds(
+    finished: PipelineSettings, attributor: Attributor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Prevents a command whose index explain cannot open, other texts, or an approximation that is hidden."""
+    folder = tmp_path / "index"
+    cli.app(["index", finished.output, "--folder", str(folder), "--recall", "1"], standalone_mode=False)
+    told = " ".join(capsys.readouterr().out.split())
+    assert "120 examples in 3 lists" in told
+    assert "found 100.0% of the 20 most and least influential" in told
+    indexed = Attributor.open(finished.output, answer_tokens=8, index=folder)
+    exact = attributor.attribute(*NEW, k=6, least=2, vector="text")
+    found = indexed.attribute(*NEW, k=6, least=2, vector="text")
+    assert found.to_pylist() == exact.to_pylist()
+    assert b"index" not in exact.schema.metadata
+    written = tmp_path / "answer.json"
+    options = ["--query", NEW[0], "--response", NEW[1], "--index", str(folder), "--json", str(written)]
+    cli.app(["explain", finished.output, *options], standalone_mode=False)
+    shown = " ".join(capsys.readouterr().out.split())
+    account = json.loads(written.read_text())["index"]
+    assert account.startswith("A search looks through")
+    assert account in shown
+    assert indexed.rerank(*NEW, candidates=30, k=5).equals(attributor.rerank(*NEW, candidates=30, k=5))
+
+
+def test_an_index_of_a_run_elsewhere_needs_a_folder_here(
+    finished: PipelineSettings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Prevents an index that is written to a store from which it cannot be searched."""
+    assert cli.exit_status_of(lambda: cli.app(["index", "s3://bucket/run"], standalone_mode=False)) == 2
+    assert "--folder: s3://bucket/run is not on this machine" in capsys.readouterr().err
