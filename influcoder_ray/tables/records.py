@@ -42,15 +42,15 @@ def read_records(unit: Unit, schema: pa.Schema | None = None) -> Records:
     if unit.is_lines:
         numbers, rows, unreadable = _parsed(unit)
         return Records(_as_table(rows, schema or _schema_of(rows)), numbers, unreadable)
-    tables, found = [], []
+    tables, numbers_of = [], []
     for start, piece in zip(unit.starts, unit.pieces, strict=True):
         with unit.reading(piece):
-            rows, table = rows_of_parquet(piece)
+            own, table = rows_of_parquet(piece)
         tables.append(table)
-        found.append(rows + (start - piece.first_row))
+        numbers_of.append(own + (start - piece.first_row))
     # Files of the same columns may differ in what they note about them.
     table = tables[0] if len(tables) == 1 else pa.concat_tables(tables, promote_options="default")
-    return Records(table, np.concatenate(found).tolist(), ())
+    return Records(table, np.concatenate(numbers_of).tolist(), ())
 
 
 def schema_of_lines(unit: Unit) -> pa.Schema:

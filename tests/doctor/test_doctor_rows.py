@@ -10,7 +10,7 @@ import pytest
 from influcoder_ray.doctor.rows import BUILT_IN, first_examples, usual_columns
 from influcoder_ray.errors import UserError
 from influcoder_ray.examples import ColumnSpec
-from influcoder_ray.tables import cells
+from influcoder_ray.tables import cells, rows
 from influcoder_ray.tables.datafiles import find_data_files
 
 
@@ -77,9 +77,9 @@ def test_json_lines_keep_their_numbers_over_parts_and_are_read_no_further_than_n
     (tmp_path / "f.jsonl").write_text("\n".join(lines))
     monkeypatch.setattr(cells, "_ROWS_AT_ONCE", 3)
     parsed = []
-    parse = cells.parse
+    parse = rows.parse
     files = find_data_files(str(tmp_path / "f.jsonl"), setting="s")
-    monkeypatch.setattr(cells, "parse", lambda line: parsed.append(line) or parse(line))
+    monkeypatch.setattr(rows, "parse", lambda line: parsed.append(line) or parse(line))
     found = first_examples(files, None, 4, setting="s")
     assert [(e.response, e.source) for e in found] == [(f"r{i}", f"f.jsonl:{i}") for i in (0, 2, 3, 4)]
     assert len(parsed) == 6
