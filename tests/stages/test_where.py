@@ -4,10 +4,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from made_up import corpus_rows, in_this_process, made_up_run, run, write_corpus
+from material import data_table
+from rich.console import Console
 
 from influcoder_ray import pipeline
 from influcoder_ray.config import PipelineSettings
@@ -20,7 +24,7 @@ from influcoder_ray.tables import schemas
 MakeSettings = Callable[..., PipelineSettings]
 WHERE = {"length": {"at_least": 5}, "label": {"none_of": [1]}}
 MEETING = [row for row in corpus_rows() if row["length"] >= 5 and row["label"] == 0]
-QUERY_ROWS = 12
+QUERY_ROWS, CORPUS_ROWS = 12, 120
 COLUMNS = {"id": "id", "prompt": "prompt", "response": "response"}
 
 
@@ -151,3 +155,44 @@ def test_a_plan_counts_on_the_rows_that_meet_the_conditions(
     rare = made("run", write_corpus(tmp_path, "parquet"), {"id": "c0x"}).corpus
     with pytest.raises(UserError, match=r"^corpus\.where: none of \d+ rows that were looked at"):
         survey(rare, setting="corpus")
+
+
+@pytest.mark.long
+def test_a_whole_run_with_conditions_is_that_of_a_corpus_which_holds_no_other_rows(
+    make_settings: MakeSettings, local_ray: None, tmp_path: Path
+) -> None:
+    """Prevents a stage, the report's texts among them, from seeing a row that the others do not."""
+    english, other = data_table(CORPUS_ROWS, 1, "c"), data_table(CORPUS_ROWS, 31, "x")
+    both = pa.concat_tables(
+        [
+            english.append_column("language", pa.array(["en"] * CORPUS_ROWS)),
+            other.append_column("language", pa.array(["de"] * CORPUS_ROWS)),
+        ]
+    ).take(np.random.default_rng(0).permutation(2 * CORPUS_ROWS))
+    kept = both.filter(pc.field("language") == "en")
+    totals, tables = [], []
+    for name, table, where in (("both", both, {"language": "en"}), ("kept", kept, {})):
+        pq.write_table(table, tmp_path / f"{name}.parquet", row_group_size=13)
+        corpus = {"path": str(tmp_path / f"{name}.parquet"), "where": where}
+        settings = make_settings(tmp_path / name, corpus=corpus, rerank={"candidates": 3})
+        pipeline.run(settings, console=Console(quiet=True))
+        totals.append(sample.state(settings.root).totals() or {})
+        tables.append({stage: pq.read_table(tmp_path / name / stage) for stage in ("embeddings", "reranked")})
+        assert ("120 rows do not meet" in (tmp_path / name / "report.html").read_text()) == bool(where)
+    assert [found["left_out"] for found in totals] == [CORPUS_ROWS, 0]
+    assert totals[0]["rows_in"] == totals[1]["rows_in"]
+    found, expected = (
+        {row["example_id"]: (row["embedding"], row["source"]) for row in each["embeddings"].to_pylist()}
+        for each in tables
+    )
+    assert found.keys() == expected.keys() == set(english["id"].to_pylist())
+    for example_id, (vector, source) in found.items():
+        # Batches of other neighbours add up in another order.
+        np.testing.assert_allclose(
+            np.array(vector, np.float32), np.array(expected[example_id][0], np.float32), atol=5e-3
+        )
+        assert both["id"][int(source.rsplit(":", 1)[1])].as_py() == example_id
+    pairs = [
+        {(row["query_id"], row["example_id"]) for row in each["reranked"].to_pylist()} for each in tables
+    ]
+    assert len(pairs[0] & pairs[1]) > 0.9 * len(pairs[1])
