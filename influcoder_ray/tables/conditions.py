@@ -45,8 +45,12 @@ class Condition(Spec):
     """
 
     equals: Value | None = Field(default=None, description="The cell is this value.")
-    one_of: tuple[Value, ...] | None = Field(default=None, description="The cell is one of these values.")
-    none_of: tuple[Value, ...] | None = Field(default=None, description="The cell is none of these values.")
+    one_of: tuple[Value, ...] | None = Field(
+        default=None, min_length=1, description="The cell is one of these values."
+    )
+    none_of: tuple[Value, ...] | None = Field(
+        default=None, min_length=1, description="The cell is none of these values."
+    )
     at_least: Value | None = Field(default=None, description="The cell is this value or greater.")
     above: Value | None = Field(default=None, description="The cell is greater than this value.")
     at_most: Value | None = Field(default=None, description="The cell is this value or less.")

@@ -113,7 +113,7 @@ class _File:
             parts.append(_Part(group, first, start, end, is_whole, np.ones(end - start, dtype=bool)))
         if wanted is not None:
             parts = [part.masked(np.isin(part.numbers, wanted)) for part in parts]
-        if piece.where:
+        if piece.where and parts:
             parts = self._passing(parts, piece.where)
         return [part for part in parts if part.mask.any()]
 
