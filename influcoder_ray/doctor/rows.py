@@ -68,9 +68,11 @@ def first_examples(
             if len(examples) >= count:
                 return examples[:count]
     if not examples:
-        which = f"{files[0].place}" + (f" and {len(files) - 1} more files" if len(files) > 1 else "")
+        more = f" and {len(files) - 1} more hold" if len(files) > 1 else " holds"
         conditions = " and meets the conditions" if any(file.where for file in files) else ""
-        raise UserError(f"{setting}: no row of {which} can be used{conditions}; give rows with text")
+        raise UserError(
+            f"{setting}: {files[0].place}{more} no row that can be used{conditions}; give rows with text"
+        )
     return examples
 
 

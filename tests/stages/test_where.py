@@ -1,5 +1,7 @@
 """A corpus with conditions is, for every stage, the corpus of the rows that meet them."""
 
+import ast
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from influcoder_ray.stages import embed, sample
 from influcoder_ray.stages.texts import corpus_examples
 from influcoder_ray.tables import schemas
 
+PACKAGE = Path(pipeline.__file__).parent
 MakeSettings = Callable[..., PipelineSettings]
 WHERE = {"length": {"at_least": 5}, "label": {"none_of": [1]}}
 MEETING = [row for row in corpus_rows() if row["length"] >= 5 and row["label"] == 0]
@@ -46,6 +49,21 @@ def made(make_settings: MakeSettings, tmp_path: Path, monkeypatch: pytest.Monkey
 def rows_of(settings: PipelineSettings, name: str) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = pq.read_table(Path(settings.output) / name).to_pylist()
     return rows
+
+
+def test_no_module_looks_for_a_data_sets_files_past_its_conditions() -> None:
+    """Prevents a new stage from reading a corpus by its path alone, and so the rows that were left out."""
+    calls = [
+        (str(path.relative_to(PACKAGE)), ast.unparse(node))
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("find_data_files")
+    ]
+    of_data_sets = [
+        (path, call) for path, call in calls if re.search(r"(corpus|queries|data|self)\.path", call)
+    ]
+    assert [path for path, _ in of_data_sets] == ["examples/data.py"]
+    assert "where=self.conditions" in of_data_sets[0][1]
 
 
 @pytest.mark.parametrize("kind", ["parquet", "jsonl", "small-parquet"])
