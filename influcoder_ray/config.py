@@ -3,9 +3,9 @@
 import difflib
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -13,19 +13,12 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from influcoder_ray.attribution.specs import FilterSpec, InfluenceSpec, SelectSpec
 from influcoder_ray.encoder.specs import DistillSpec, EncoderSpec, FamiliaritySpec
 from influcoder_ray.errors import UserError
-from influcoder_ray.examples import ColumnSpec
+from influcoder_ray.examples.data import DataSpec
 from influcoder_ray.gradients.specs import AdapterSpec, ModelSpec, SketchSpec
 from influcoder_ray.retraining.specs import ValidateSpec
 from influcoder_ray.spec import Spec
 from influcoder_ray.tables.place import Place
 from influcoder_ray.tables.s3 import holds_credentials
-
-
-class DataSpec(Spec):
-    """Data files and what their columns hold."""
-
-    path: str = Field(description="A file, a folder or a glob of Parquet or JSON Lines, local or s3://.")
-    columns: ColumnSpec = Field(description="Which columns hold what.")
 
 
 class SampleSpec(Spec):
@@ -434,8 +427,16 @@ def _first_fault(error: ValidationError) -> str:
 def _models_along(location: Sequence[int | str]) -> Iterator[type[BaseModel]]:
     model: type[BaseModel] = PipelineSettings
     yield model
+    of_keys: Any = None
     for part in location:
-        annotation = model.model_fields[str(part)].annotation if part in model.model_fields else None
+        if of_keys is not None:
+            annotation, of_keys = of_keys, None
+        else:
+            annotation = model.model_fields[str(part)].annotation if part in model.model_fields else None
+        if get_origin(annotation) is Mapping:
+            # Its keys are the user's own: the next part is one of them.
+            of_keys = get_args(annotation)[1]
+            continue
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
             return
         model = annotation

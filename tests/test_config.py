@@ -51,6 +51,21 @@ def test_overrides_reach_inner_settings_as_yaml_values(tmp_path: Path) -> None:
     assert settings.output.endswith("/elsewhere")
 
 
+def test_conditions_read_as_they_are_said_in_files_and_on_the_command_line(tmp_path: Path) -> None:
+    """A condition that cannot be set or replaced alone would have to be copied to try another threshold."""
+    corpus = FIELDS["corpus"] | {"where": {"language": "en", "score": {"at_least": 0.8}, "dump": ["a", "b"]}}
+    overrides = ["corpus.where.score.at_least=0.9", "corpus.where.date.below=2024-03-01"]
+    settings = load_settings(write(tmp_path, FIELDS | {"corpus": corpus}), overrides)
+    assert {name: str(condition) for name, condition in settings.corpus.conditions} == {
+        "date": "below '2024-03-01'",
+        "dump": "one of ['a', 'b']",
+        "language": "equals 'en'",
+        "score": "at least 0.9",
+    }
+    (tmp_path / "again.yaml").write_text(settings.to_yaml())
+    assert load_settings(str(tmp_path / "again.yaml")) == settings
+
+
 @pytest.mark.parametrize(
     ("override", "part"),
     [
@@ -58,6 +73,8 @@ def test_overrides_reach_inner_settings_as_yaml_values(tmp_path: Path) -> None:
         ("seed.inner=1", "seed"),
         ("sketch.width=[", "no YAML value"),
         ("sketch.width=1000", "sketch.width"),
+        ("corpus.where.score.at_leest=1", "corpus.where.score.at_leest: unknown key; did you mean at_least?"),
+        ("corpus.where.score=null", "corpus.where.score: a condition is a value"),
         ("workers.sketch={min: 3, max: 2}", "below min"),
         ("sample={test_share: 0.6, validation_share: 0.5}", "nothing to train on"),
         ("corpus.columns={text: a, messages: b}", "name one of"),

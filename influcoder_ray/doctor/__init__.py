@@ -12,6 +12,7 @@ from influcoder_ray.doctor.machine import input_findings, machine_findings
 from influcoder_ray.doctor.rows import BUILT_IN, first_examples
 from influcoder_ray.errors import UserError
 from influcoder_ray.gradients.specs import AdapterSpec, ModelSpec, SketchSpec
+from influcoder_ray.tables.datafiles import find_data_files
 from influcoder_ray.tables.s3 import refuse_unreachable
 
 __all__ = ["examine", "examine_model"]
@@ -46,7 +47,7 @@ def examine(
                 ("queries", settings.queries, rows - rows // 2),
                 ("corpus", settings.corpus, rows // 2),
             )
-            for example in first_examples(data.path, data.columns, count, setting=f"{name}.path")
+            for example in first_examples(data.files(name), data.columns, count, setting=f"{name}.path")
         ]
         whose = "the first of queries and corpus"
         subject = Subject(settings.model, settings.adapter, settings.sketch.width, settings.seed, whose)
@@ -80,7 +81,9 @@ def examine_model(
         examples = [
             example
             for path, count in zip(data, shares, strict=True)
-            for example in first_examples(path, None, count, setting="--data")
+            for example in first_examples(
+                find_data_files(path, setting="--data"), None, count, setting="--data"
+            )
         ]
     whose = " and ".join(data) if data else "built-in texts (--data looks at yours)"
     subject = Subject(ModelSpec(path=model), AdapterSpec(), SketchSpec().width, 0, whose)

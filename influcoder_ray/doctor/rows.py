@@ -6,7 +6,7 @@ from influcoder_ray.errors import UserError
 from influcoder_ray.examples import ColumnSpec, Example
 from influcoder_ray.examples.columns import examples_from_cells
 from influcoder_ray.tables.cells import cells_in_parts
-from influcoder_ray.tables.datafiles import DataFile, find_data_files, require_columns
+from influcoder_ray.tables.datafiles import DataFile, require_columns
 
 _PROMPTS = ("prompt", "instruction", "question")
 # What some sets give an instruction to work on.
@@ -47,26 +47,32 @@ BUILT_IN = tuple(
 )
 
 
-def first_examples(path: str, columns: ColumnSpec | None, count: int, *, setting: str) -> list[Example]:
-    """The first usable rows at a file, a folder or a glob.
+def first_examples(
+    files: Sequence[DataFile], columns: ColumnSpec | None, count: int, *, setting: str
+) -> list[Example]:
+    """The first usable rows of data files.
 
     Args:
         columns: what the columns hold; None to go by the usual names.
-        setting: the setting that holds `path`, for the error's first words.
+        setting: the setting that says where they lie, for the error's first words.
 
     Raises:
-        UserError: nothing is there, a column is missing, or no row can be used.
+        UserError: a column is missing, or no row can be used.
     """
     examples: list[Example] = []
-    for file in find_data_files(path, setting=setting):
+    for file in files:
         spec = columns or usual_columns(file, setting=setting)
         require_columns([file], spec.names, setting=setting)
-        for first_row, cells in cells_in_parts(file, spec.names):
-            examples += examples_from_cells(cells, spec, relative=file.relative, first_row=first_row)[0]
+        for _, cells in cells_in_parts(file, spec.names):
+            examples += examples_from_cells(cells, spec, relative=file.relative)[0]
             if len(examples) >= count:
                 return examples[:count]
     if not examples:
-        raise UserError(f"{setting}: {path} holds no row that can be used; give rows with text")
+        more = f" and {len(files) - 1} more hold" if len(files) > 1 else " holds"
+        conditions = " and meets the conditions" if any(file.where for file in files) else ""
+        raise UserError(
+            f"{setting}: {files[0].place}{more} no row that can be used{conditions}; give rows with text"
+        )
     return examples
 
 

@@ -1,6 +1,6 @@
 """Which columns of a corpus hold what, and the examples that its rows make."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from influcoder_ray.examples.example import Example, Turn
 from influcoder_ray.spec import Spec
+from influcoder_ray.tables.cells import Cells
 from influcoder_ray.tables.json_lines import Unreadable
 
 
@@ -76,19 +77,18 @@ class _Refused(Exception):
 
 
 def examples_from_cells(
-    cells: Mapping[str, Sequence[Any]], columns: ColumnSpec, *, relative: str, first_row: int
+    cells: Cells, columns: ColumnSpec, *, relative: str
 ) -> tuple[list[Example], list[Unusable]]:
     """The examples of a corpus's rows, and the rows that cannot be one with the reason.
 
     Args:
-        cells: raw values by column, each (N,), as `read_cells` gives them.
+        cells: raw cells of N rows, numbered as in their file.
         relative: the file's name inside the corpus.
-        first_row: the row of the file with which `cells` begins.
     """
     examples, unusable = [], []
-    for offset in range(len(cells[columns.names[0]])):
-        source = f"{relative}:{first_row + offset}"
-        row = {name: values[offset] for name, values in cells.items()}
+    for place, number in enumerate(cells.rows):
+        source = f"{relative}:{number}"
+        row = {name: cells[name][place] for name in columns.names}
         example_id = source
         try:
             if columns.id:

@@ -226,14 +226,13 @@ def _training(
 def _scan(settings: PipelineSettings, parts: Sequence[Part], seconds: float) -> Measured:
     """Rows that are made examples of, hashed and drawn from."""
     share = min(1.0, settings.sample.pool / settings.sample.rows_per_unit)
-    rows_of_part = max(len(next(iter(part.cells.values()))) for part in parts)
+    rows_of_part = max(len(part.cells) for part in parts)
     kept = math.ceil(share * rows_of_part)
     work = ScanWork(settings.corpus.columns, kept, settings.seed, (), "sample")
 
     def scan(some: Part) -> tuple[float, int]:
-        piece = Piece(some.file.place, some.file.relative, None, some.first_row, None)
-        cells = {name: list(values) for name, values in some.cells.items()}
-        return work.process(Unit("", (piece,), "pool"), [(piece, cells)], lambda rows: None).rows_in, 0
+        piece = Piece(some.file.place, some.file.relative, None, 0, None)
+        return work.process(Unit("", (piece,), "pool"), [(piece, some.cells)], lambda rows: None).rows_in, 0
 
     return _timed(scan, parts, seconds)
 

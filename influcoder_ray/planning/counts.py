@@ -423,6 +423,9 @@ def _bins_filled(queries: int, units: Sequence[int]) -> float:
 def _rows_rest_on(name: str, data: Survey) -> tuple[str, ...]:
     usable = len(data.examples) / data.looked_at
     found = () if usable == 1 else (f"{name}: {usable:.1%} of {data.looked_at:,} rows can be used",)
-    if data.counted:
+    if data.files[0].where:
+        passed = sum(part.passed for part in data.parts)
+        found = (f"{name}: {data.meeting:.1%} of {passed:,} rows meet {name}.where", *found)
+    if all(file.is_parquet for file in data.files) or data.counted:
         return found
     return (f"{name}: rows of JSON Lines are estimated by the bytes of some", *found)

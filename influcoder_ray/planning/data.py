@@ -1,17 +1,16 @@
 """What data there are, told by their footers, their sizes and a few of their rows."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import Any
 
-from influcoder_ray.config import DataSpec
 from influcoder_ray.errors import UserError
 from influcoder_ray.examples import Example
 from influcoder_ray.examples.columns import examples_from_cells
-from influcoder_ray.tables.cells import cells_in_parts
-from influcoder_ray.tables.datafiles import DataFile, find_data_files, require_columns, require_text
+from influcoder_ray.examples.data import DataSpec
+from influcoder_ray.tables.cells import Cells, cells_in_parts
+from influcoder_ray.tables.datafiles import DataFile, require_columns, require_text
 from influcoder_ray.tables.json_lines import BLOCK_BYTES, count_rows, text_bytes
 from influcoder_ray.tables.units import plan_units
 
@@ -20,15 +19,17 @@ SAMPLED_ROWS = 512
 _SPOTS = 32
 # JSON Lines whose rows are counted, and of each so many bytes: the others are taken to be as dense.
 _COUNTED_FILES, _COUNTED_BYTES = 8, 4 << 20
+# Rows that are passed over at most for one that meets the conditions: rarer ones are not worth the reading.
+_MOST_PASSED = 64
 
 
 @dataclass(frozen=True)
 class Part:
-    """Some cells of a file, as they are read, and the row with which they begin."""
+    """The cells of some rows of a file, of which `passed` were read to find them."""
 
     file: DataFile
-    first_row: int
-    cells: Mapping[str, Sequence[Any]]
+    cells: Cells
+    passed: int
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,10 @@ class Survey:
     """A data set's files, their rows, and the rows that were looked at.
 
     Attributes:
-        file_rows: of each file; of JSON Lines an estimate, unless `counted`.
+        file_rows: of each file, whether or not they meet the conditions; without row groups in which none
+            can; of JSON Lines an estimate, unless `counted`.
         counted: whether the rows are known and not estimated.
-        parts: the rows that were looked at, evenly spread over the files.
+        parts: the rows that were looked at, evenly spread over the files, and meet the conditions.
         examples: those of them that can be used.
         looked_at: how many they were, usable or not.
     """
@@ -51,8 +53,14 @@ class Survey:
     looked_at: int
 
     @property
+    def meeting(self) -> float:
+        """The share of rows that meet the conditions, among those that were read."""
+        return self.looked_at / sum(part.passed for part in self.parts)
+
+    @property
     def rows(self) -> int:
-        return sum(self.file_rows)
+        """The rows that meet the conditions, if the others are like those that were read."""
+        return round(sum(self.file_rows) * self.meeting)
 
     @property
     def usable_rows(self) -> int:
@@ -60,7 +68,7 @@ class Survey:
         return round(self.rows * len(self.examples) / self.looked_at)
 
     def units(self, rows_per_unit: int, *, lines_whole: bool = False) -> list[int]:
-        """The rows of each unit into which a stage cuts the files.
+        """The rows of each unit into which a stage cuts the files, those that meet the conditions.
 
         Args:
             lines_whole: whether a file of JSON Lines is never divided, as when it is read for the first time.
@@ -73,10 +81,13 @@ class Survey:
             ]
         rows_of = {file.relative: rows for file, rows in zip(files, self.file_rows, strict=True)}
         units = plan_units(files, rows_per_unit=rows_per_unit, fingerprint="", joined="all")
-        return [
+        found = [
             sum(rows_of[piece.relative] if piece.rows is None else piece.rows for piece in unit.pieces)
             for unit in units
         ]
+        # Row groups that are passed over may lie within a unit.
+        share = self.rows / max(1, sum(found))
+        return found if share == 1 else [round(rows * share) for rows in found]
 
 
 def survey(data: DataSpec, *, setting: str, sampled_rows: int = SAMPLED_ROWS) -> Survey:
@@ -89,7 +100,7 @@ def survey(data: DataSpec, *, setting: str, sampled_rows: int = SAMPLED_ROWS) ->
     Raises:
         UserError: the data cannot be used: missing, without the named columns, empty.
     """
-    files = find_data_files(data.path, setting=f"{setting}.path", identify=False)
+    files = data.files(setting, identify=False)
     require_columns(files, data.columns.names, setting=f"{setting}.columns")
     require_text(files, data.columns.texts, setting=f"{setting}.columns")
     rows, counted = _rows(files)
@@ -99,19 +110,22 @@ def survey(data: DataSpec, *, setting: str, sampled_rows: int = SAMPLED_ROWS) ->
     whole = sum(rows) <= sampled_rows
     of_each = sampled_rows if whole else -(-sampled_rows // len(spots))
     parts = [part for file, group in spots for part in _read(file, group, data, of_each)]
-    found = [
-        examples_from_cells(p.cells, data.columns, relative=p.file.relative, first_row=p.first_row)
-        for p in parts
-    ]
+    found = [examples_from_cells(p.cells, data.columns, relative=p.file.relative) for p in parts]
     examples = tuple(example for usable, _ in found for example in usable)
     looked_at = len(examples) + sum(len(unusable) for _, unusable in found)
+    if not looked_at:
+        passed = sum(part.passed for part in parts)
+        raise UserError(
+            f"{setting}.where: none of {passed:,} rows that were looked at meets the conditions "
+            f"({data.says_where}), so that nothing can be foretold"
+        )
     if not examples:
         reason = next((unusable[0].reason for _, unusable in found if unusable), "they are blank")
         raise UserError(
             f"{setting}.path: none of {looked_at} rows of {data.path} can be used ({reason}); "
             f"look at {setting}.columns"
         )
-    return Survey(tuple(files), tuple(rows), counted, tuple(parts), examples, looked_at)
+    return Survey(tuple(files), tuple(rows), counted and not data.where, tuple(parts), examples, looked_at)
 
 
 def _rows(files: Sequence[DataFile]) -> tuple[list[int], bool]:
@@ -127,8 +141,8 @@ def _rows(files: Sequence[DataFile]) -> tuple[list[int], bool]:
     rows_per_byte = sum(count.rows for count in counts.values()) / max(1, counted_bytes)
 
     def rows(file: DataFile) -> int:
-        if file.row_groups is not None:
-            return sum(file.row_groups)
+        if file.is_parquet:
+            return sum(file.groups_to_read.values())
         count = counts.get(file.relative)
         if count is not None and count.whole:
             return count.rows
@@ -146,7 +160,7 @@ def _spots(
     all_spots = [
         (file, group, rows)
         for file, total in zip(files, file_rows, strict=True)
-        for group, rows in enumerate(file.row_groups if file.row_groups is not None else (total,))
+        for group, rows in (file.groups_to_read.items() if file.is_parquet else [(0, total)])
         if rows
     ]
     ends = list(accumulate(rows for _, _, rows in all_spots))
@@ -161,14 +175,19 @@ def _spots(
 
 
 def _read(file: DataFile, group: int, data: DataSpec, rows: int) -> list[Part]:
-    """The first cells of a row group, or of JSON Lines."""
-    wanted = rows if file.row_groups is None else min(rows, file.row_groups[group])
+    """The first cells that meet the conditions of a row group, or of JSON Lines."""
+    left = rows * (_MOST_PASSED if file.where else 1)
+    if file.row_groups is not None:
+        left = min(left, file.row_groups[group])
+    wanted = min(rows, left)
     parts: list[Part] = []
-    for first_row, cells in cells_in_parts(file, data.columns.names, row_group=group, rows_at_once=wanted):
-        some = {name: values[:wanted] for name, values in cells.items()}
-        parts.append(Part(file, first_row, some))
-        wanted -= len(some[data.columns.names[0]])
-        if not wanted:
+    for passed, cells in cells_in_parts(file, data.columns.names, row_group=group, rows_at_once=wanted):
+        some = cells.first(wanted)
+        # Of the last rows no more count as passed than up to the last one that is taken.
+        count = len(passed) if len(some) == len(cells) else some.rows[-1] + 1 - passed.start
+        parts.append(Part(file, some, min(left, count)))
+        left, wanted = left - count, wanted - len(some)
+        if wanted <= 0 or left <= 0:
             break
     return parts
 

@@ -183,6 +183,7 @@ class ReportContents:
     set, by mean cosine. `corpus_rows` counts the rows of the corpus that have a score. `reranked` is None
     where the queries' examples stand in the encoder's order. `listed` are further queries, which stand with
     their examples in the table of attributions alone; `unlisted` counts those that are nowhere on the page.
+    `rows_left_out` counts the rows of corpus and queries that do not meet the conditions on them.
 
     Raises ValueError when `predicted` and `exact`, or counts and edges, do not fit together.
     """
@@ -206,6 +207,7 @@ class ReportContents:
     reranked: Reranked | None = None
     listed: tuple[QueryPage, ...] = ()
     unlisted: int = 0
+    rows_left_out: int = 0
 
     def __post_init__(self) -> None:
         if self.predicted.shape != self.exact.shape:

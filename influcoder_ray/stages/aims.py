@@ -10,7 +10,7 @@ from influcoder_ray.errors import UserError
 from influcoder_ray.stages import embed
 from influcoder_ray.stages.work.search import query_rows
 from influcoder_ray.tables.cells import cells_in_parts
-from influcoder_ray.tables.datafiles import DataFile, find_data_files, require_columns
+from influcoder_ray.tables.datafiles import DataFile, require_columns
 
 _SHOWN = 5
 
@@ -86,7 +86,7 @@ def query_values(settings: PipelineSettings, column: str, setting: str) -> dict[
     Raises:
         UserError: a file has no such column.
     """
-    files = find_data_files(settings.queries.path, setting="queries.path")
+    files = settings.queries.files("queries")
     return column_by_id(files, settings.queries.columns.id, column, setting)
 
 
@@ -102,12 +102,12 @@ def column_by_id(
     require_columns(files, names, setting=setting)
     found: dict[str, str | None] = {}
     for file in files:
-        for first_row, cells in cells_in_parts(file, names):
-            for offset, cell in enumerate(cells[column]):
-                own = f"{file.relative}:{first_row + offset}"
-                row_id = own if id_column is None else as_text(cells[id_column][offset])
+        for _, cells in cells_in_parts(file, names):
+            for place, row in enumerate(cells.rows):
+                own = f"{file.relative}:{row}"
+                row_id = own if id_column is None else as_text(cells[id_column][place])
                 if row_id is not None:
-                    found[row_id] = as_text(cell)
+                    found[row_id] = as_text(cells[column][place])
     return found
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from influcoder_ray.config import PipelineSettings
 from influcoder_ray.stages import sample
 from influcoder_ray.tables import schemas
-from influcoder_ray.tables.datafiles import DataFile, find_data_files
+from influcoder_ray.tables.datafiles import DataFile
 
 
 def corpus_files(
@@ -18,12 +18,12 @@ def corpus_files(
     Without them a file of JSON Lines could only be one unit, whatever its size.
 
     Args:
-        identify, only: as for `find_data_files`.
+        identify, only: as for `DataSpec.files`.
 
     Raises:
         UserError: there is no corpus, or a file of it cannot be read.
     """
-    files = find_data_files(settings.corpus.path, setting="corpus.path", identify=identify, only=only)
+    files = settings.corpus.files("corpus", identify=identify, only=only)
     record = sample.state(settings.root)
     held = record.fingerprint()
     if held is None or all(file.is_parquet for file in files):

@@ -52,7 +52,7 @@ def check(settings: PipelineSettings) -> None:
         return
     embed.plan(settings).refuse_other()
     spec = settings.filter
-    refuse_added_columns(find_data_files(settings.corpus.path, setting="corpus.path"))
+    refuse_added_columns(settings.corpus.files("corpus"))
     find_aims(settings, "filter", spec.queries, protected=spec.protected)
     rows = embedded_rows(settings)
     if spec.count is not None and spec.count >= rows:
@@ -72,7 +72,7 @@ def label_files(settings: PipelineSettings) -> list[DataFile]:
     if labels is None:
         return []
     if labels.path is None:
-        files = find_data_files(settings.corpus.path, setting="corpus.path")
+        files = settings.corpus.files("corpus")
         require_columns(files, [labels.column], setting="filter.labels.column")
         return files
     files = find_data_files(labels.path, setting="filter.labels.path")

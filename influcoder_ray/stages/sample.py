@@ -1,21 +1,23 @@
 """Sample: a seeded choice of pool and queries by content, split by content into train, validation, test."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from influcoder_ray.config import DataSpec, PipelineSettings
+from influcoder_ray.config import PipelineSettings
 from influcoder_ray.errors import UserError
 from influcoder_ray.examples import Example
+from influcoder_ray.examples.data import DataSpec
 from influcoder_ray.examples.example import from_table, to_table
 from influcoder_ray.stages.display import Display
 from influcoder_ray.stages.plan import StagePlan
 from influcoder_ray.stages.work.scan import ScanWork, seeded_key, smallest
 from influcoder_ray.tables import schemas
 from influcoder_ray.tables.cells import read_cells
-from influcoder_ray.tables.datafiles import DataFile, find_data_files, require_columns, require_text
+from influcoder_ray.tables.datafiles import DataFile, require_columns, require_text
 from influcoder_ray.tables.fingerprint import Fingerprint, digest_of
 from influcoder_ray.tables.place import Place
 from influcoder_ray.tables.state import Manifest, Output, StageState
@@ -44,7 +46,7 @@ def check(settings: PipelineSettings) -> None:
         UserError: the first of these.
     """
     for setting, data in (("corpus", settings.corpus), ("queries", settings.queries)):
-        files = find_data_files(data.path, setting=f"{setting}.path")
+        files = data.files(setting)
         require_columns(files, data.columns.names, setting=f"{setting}.columns")
         require_text(files, data.columns.texts, setting=f"{setting}.columns")
         if all(file.row_groups is not None and sum(file.row_groups) == 0 for file in files) or all(
@@ -55,8 +57,7 @@ def check(settings: PipelineSettings) -> None:
 
 
 def plan(settings: PipelineSettings) -> StagePlan:
-    corpus = find_data_files(settings.corpus.path, setting="corpus.path")
-    queries = find_data_files(settings.queries.path, setting="queries.path")
+    corpus, queries = settings.corpus.files("corpus"), settings.queries.files("queries")
     fingerprint = Fingerprint(
         {
             "stage": "sample",
@@ -68,11 +69,17 @@ def plan(settings: PipelineSettings) -> StagePlan:
         }
     )
     rows_per_unit = settings.sample.rows_per_unit
+    files = {_QUERY_CANDIDATES: queries, _POOL_CANDIDATES: corpus}
     units = {
         table: plan_units(
-            files, rows_per_unit=rows_per_unit, fingerprint=fingerprint.digest, table=table, joined="all"
+            own, rows_per_unit=rows_per_unit, fingerprint=fingerprint.digest, table=table, joined="all"
         )
-        for table, files in ((_QUERY_CANDIDATES, queries), (_POOL_CANDIDATES, corpus))
+        for table, own in files.items()
+    }
+    # Of row groups in which no row can meet the conditions, which are in no unit.
+    unread = {
+        table: sum(sum(file.row_groups or ()) for file in own) - sum(unit.rows or 0 for unit in units[table])
+        for table, own in files.items()
     }
     record = state(settings.root)
     scanned = [unit.unit_id for part in units.values() for unit in part]
@@ -98,7 +105,11 @@ def plan(settings: PipelineSettings) -> StagePlan:
                 "line_blocks": _BLOCKS_OF_FILES if table == _POOL_CANDIDATES else None,
             }
             work = WorkPlan(record, units[table], ScanWork, arguments)
-            manifests |= run_units(work, fingerprint, reservation, display)
+            found = run_units(work, fingerprint, reservation, display)
+            if data.where:
+                setting = "queries" if table == _QUERY_CANDIDATES else "corpus"
+                display.say(f"  {_meeting(data, setting, found, unread[table])}")
+            manifests |= found
             if table == _QUERY_CANDIDATES:
                 taken = contents_of_queries(settings)
         shared = sum(m.counters.get("shared_with_queries", 0) for m in manifests.values())
@@ -107,19 +118,38 @@ def plan(settings: PipelineSettings) -> StagePlan:
                 f"queries.path: {shared:.0f} corpus rows have the content of a query; take them out, or set "
                 "sample.shared_content to keep"
             )
-        manifests[closing] = record.commit(closing, _choose(settings, record), 0.0)
+        chosen = replace(_choose(settings, record), counters={"left_out": sum(unread.values())})
+        manifests[closing] = record.commit(closing, chosen, 0.0)
         return manifests
 
     return StagePlan(record, fingerprint, (*scanned, closing), run)
 
 
+def _meeting(data: DataSpec, setting: str, found: Mapping[str, Manifest], unread: int) -> str:
+    """How many rows of a data set meet its conditions, as a line.
+
+    Raises:
+        UserError: none does.
+    """
+    meeting = sum(manifest.rows_in for manifest in found.values())
+    rows = meeting + unread + sum(int(manifest.counters["left_out"]) for manifest in found.values())
+    if not meeting:
+        raise UserError(
+            f"{setting}.where: none of the {rows:,} rows of {data.path} meets it ({data.says_where}); "
+            "loosen the conditions"
+        )
+    return f"{meeting:,} of {rows:,} rows meet {setting}.where"
+
+
 def data_fields(data: DataSpec, files: Sequence[DataFile]) -> dict[str, Any]:
-    """What of a data set decides numbers: its files' contents and names, and its columns."""
-    return {
+    """What of a data set decides numbers: its files' contents and names, its columns and conditions."""
+    fields: dict[str, Any] = {
         "files": digest_of([[file.relative, file.identity] for file in files]),
         "file_count": len(files),
         "columns": data.columns.model_dump(mode="json"),
     }
+    conditions = data.model_dump(mode="json", include={"where"})
+    return fields | conditions if data.where else fields
 
 
 def contents_of_queries(settings: PipelineSettings) -> list[str]:

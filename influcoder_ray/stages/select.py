@@ -18,7 +18,7 @@ from influcoder_ray.stages.steps import Steps
 from influcoder_ray.stages.work.scoring import ScoreTables, ScoreWork, Scoring
 from influcoder_ray.stages.work.writing import ADDED, WriteWork
 from influcoder_ray.tables import schemas
-from influcoder_ray.tables.datafiles import DataFile, find_data_files, require_columns
+from influcoder_ray.tables.datafiles import DataFile, require_columns
 from influcoder_ray.tables.fingerprint import Fingerprint
 from influcoder_ray.tables.place import Place
 from influcoder_ray.tables.state import Manifest, StageState
@@ -55,7 +55,7 @@ def check(settings: PipelineSettings) -> None:
         return
     embed.plan(settings).refuse_other()
     spec = settings.select
-    files = find_data_files(settings.corpus.path, setting="corpus.path")
+    files = settings.corpus.files("corpus")
     if spec.token_column is not None:
         require_columns(files, [spec.token_column], setting="select.token_column")
     refuse_added_columns(files)

@@ -19,7 +19,7 @@ def corpus_examples(settings: PipelineSettings, sources: Iterable[str]) -> dict[
     files = corpus_files(settings, identify=False, only=named)
     texts = {}
     for source, cells in find_rows(files, columns.names, sources).items():
-        relative, row = source.rsplit(":", 1)
-        examples, _ = examples_from_cells(cells, columns, relative=relative, first_row=int(row))
+        relative, _ = source.rsplit(":", 1)
+        examples, _ = examples_from_cells(cells, columns, relative=relative)
         texts.update({e.source: e for e in examples})
     return texts

@@ -4,16 +4,22 @@ Parquet strings come as bytes and are decoded one by one by whoever uses them; a
 cannot be parsed becomes `Unreadable` in every column.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain, islice
+from dataclasses import dataclass
+from itertools import accumulate, chain, islice
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from influcoder_ray.tables.conditions import Where, matches
 from influcoder_ray.tables.datafiles import DataFile
-from influcoder_ray.tables.json_lines import lines, parse
+from influcoder_ray.tables.json_lines import Unreadable, lines
+from influcoder_ray.tables.rows import lines_of_piece, rows_of_lines, rows_of_parquet
 from influcoder_ray.tables.units import Piece, Unit
 
 _ROWS_AT_ONCE = 256
@@ -23,19 +29,53 @@ _THREADS = 8
 _BUFFER_BYTES = 1 << 16
 
 
-def read_cells(unit: Unit, columns: Sequence[str]) -> dict[str, list[Any]]:
-    """The named columns of a unit as Python values, all of the same length.
+@dataclass(frozen=True)
+class Cells:
+    """Rows by their numbers (N,), which rise and may leave others out, and their cells by column, (N,) each.
 
     Text of a Parquet file is bytes, not yet decoded; a column that a JSON line lacks is None.
     """
+
+    rows: Sequence[int]
+    values: Mapping[str, Sequence[Any]]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, column: str) -> Sequence[Any]:
+        return self.values[column]
+
+    def first(self, count: int) -> "Cells":
+        """The cells of so many rows, of the first ones."""
+        return Cells(self.rows[:count], {name: cells[:count] for name, cells in self.values.items()})
+
+    def at(self, rows: Iterable[int]) -> "Cells":
+        """The cells of some of these rows, in their order."""
+        wanted = list(rows)
+        places = [bisect_left(self.rows, row) for row in wanted]
+        return Cells(wanted, {name: [cells[i] for i in places] for name, cells in self.values.items()})
+
+
+def read_cells(unit: Unit, columns: Sequence[str]) -> Cells:
+    """The named columns of a unit's rows, which are numbered as the unit numbers them."""
     parts = [cells for _, cells in read_pieces(unit, columns)]
-    return {name: list(chain.from_iterable(part[name] for part in parts)) for name in columns}
+    if len(parts) == 1:
+        return parts[0]
+    rows = [
+        start + row - piece.first_row
+        for start, piece, part in zip(unit.starts, unit.pieces, parts, strict=True)
+        for row in part.rows
+    ]
+    return Cells(rows, {name: list(chain.from_iterable(part[name] for part in parts)) for name in columns})
 
 
-def read_pieces(unit: Unit, columns: Sequence[str]) -> list[tuple[Piece, dict[str, list[Any]]]]:
-    """The same cells, those of each piece by themselves; an error names the piece that it comes of."""
+def read_pieces(unit: Unit, columns: Sequence[str]) -> list[tuple[Piece, Cells]]:
+    """The same cells, those of each piece by themselves; an error names the piece that it comes of.
 
-    def read(piece: Piece) -> tuple[Piece, dict[str, list[Any]]]:
+    Here rows have the numbers of the file.
+    """
+
+    def read(piece: Piece) -> tuple[Piece, Cells]:
         with unit.reading(piece):
             return piece, read_piece(piece, columns)
 
@@ -45,19 +85,26 @@ def read_pieces(unit: Unit, columns: Sequence[str]) -> list[tuple[Piece, dict[st
         return list(threads.map(read, unit.pieces))
 
 
-def read_piece(piece: Piece, columns: Sequence[str]) -> dict[str, list[Any]]:
-    """The cells of a piece, as `read_cells` gives those of a unit."""
-    if piece.row_groups is None:
-        return cells_of_lines(lines(piece.place, piece.span), columns)
-    with piece.place.open() as stream:
-        table = pq.ParquetFile(stream).read_row_groups(list(piece.row_groups), columns=list(columns))
-    return {name: _undecoded(table.column(name)).to_pylist() for name in columns}
+def read_piece(piece: Piece, columns: Sequence[str], *, wanted: npt.NDArray[np.int64] | None = None) -> Cells:
+    """The cells of a piece, whose rows have the numbers of the file.
+
+    Args:
+        wanted: rows of the file; no others are read.
+    """
+    if piece.row_groups is not None:
+        numbers, table = rows_of_parquet(piece, columns, wanted=wanted)
+        return Cells(numbers.tolist(), _values(table, columns))
+    found = ((number, row) for number, _, row in lines_of_piece(piece))
+    if wanted is None:
+        return _of_lines(found, columns)
+    chosen = set(wanted.tolist())
+    return _of_lines(((number, row) for number, row in found if number in chosen), columns)
 
 
 def cells_in_parts(
     file: DataFile, columns: Sequence[str], *, row_group: int = 0, rows_at_once: int | None = None
-) -> Iterator[tuple[int, dict[str, list[Any]]]]:
-    """A file's cells as `read_cells` gives them, some rows at a time, each part with its first row.
+) -> Iterator[tuple[range, Cells]]:
+    """A file's rows some at a time, and the cells of those of them for which the file's conditions hold.
 
     The file is read little further than is asked for.
 
@@ -67,31 +114,44 @@ def cells_in_parts(
     """
     rows_at_once = rows_at_once or _ROWS_AT_ONCE
     if not file.is_parquet:
-        rows = lines(file.place)
-        first_row = 0
-        while part := list(islice(rows, rows_at_once)):
-            yield first_row, cells_of_lines(part, columns)
-            first_row += len(part)
+        numbered = enumerate(lines(file.place))
+        while part := list(islice(numbered, rows_at_once)):
+            yield range(part[0][0], part[-1][0] + 1), cells_of_lines(part, columns, file.where)
         return
-    assert file.row_groups is not None
-    groups = list(range(row_group, len(file.row_groups)))
-    first_row = sum(file.row_groups[:row_group])
+    starts = list(accumulate(file.row_groups or (), initial=0))
+    read = list(dict.fromkeys([*columns, *dict(file.where)]))
     with file.place.open() as stream:
         parquet = pq.ParquetFile(stream, buffer_size=_BUFFER_BYTES, pre_buffer=False)
-        for batch in parquet.iter_batches(rows_at_once, row_groups=groups, columns=list(columns)):
-            table = pa.Table.from_batches([batch])
-            yield first_row, {name: _undecoded(table.column(name)).to_pylist() for name in columns}
-            first_row += batch.num_rows
+        for group in (group for group in file.groups_to_read if group >= row_group):
+            first_row = starts[group]
+            for batch in parquet.iter_batches(rows_at_once, row_groups=[group], columns=read):
+                rows, table = range(first_row, first_row + batch.num_rows), pa.Table.from_batches([batch])
+                first_row = rows.stop
+                if not file.where:
+                    yield rows, Cells(rows, _values(table, columns))
+                    continue
+                passed = matches(file.where, table)
+                numbers = np.asarray(rows)[passed.to_numpy()].tolist()
+                yield rows, Cells(numbers, _values(table.filter(passed), columns))
 
 
-def cells_of_lines(rows: Iterable[bytes], columns: Sequence[str]) -> dict[str, list[Any]]:
-    """The named columns of lines of JSON, as `read_cells` gives them."""
+def cells_of_lines(numbered: Iterable[tuple[int, bytes]], columns: Sequence[str], where: Where) -> Cells:
+    """The named columns of numbered lines of JSON, of those for which the conditions hold."""
+    return _of_lines(((number, row) for number, _, row in rows_of_lines(numbered, where)), columns)
+
+
+def _of_lines(rows: Iterable[tuple[int, dict[str, Any] | Unreadable]], columns: Sequence[str]) -> Cells:
+    numbers: list[int] = []
     cells: dict[str, list[Any]] = {name: [] for name in columns}
-    for line in rows:
-        row = parse(line)
+    for number, row in rows:
+        numbers.append(number)
         for name in columns:
             cells[name].append(row.get(name) if isinstance(row, dict) else row)
-    return cells
+    return Cells(numbers, cells)
+
+
+def _values(table: pa.Table, columns: Sequence[str]) -> dict[str, list[Any]]:
+    return {name: _undecoded(table.column(name)).to_pylist() for name in columns}
 
 
 def _undecoded(column: pa.ChunkedArray) -> pa.ChunkedArray:

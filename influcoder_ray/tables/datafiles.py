@@ -1,7 +1,7 @@
 """A user's data files: found, recognised and identified without reading their rows."""
 
 import glob as globbing
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from influcoder_ray.errors import UserError
 from influcoder_ray.tables import json_lines
+from influcoder_ray.tables.conditions import Where, groups_that_may_match
 from influcoder_ray.tables.fingerprint import file_identity
 from influcoder_ray.tables.place import Place
 
@@ -26,6 +27,9 @@ class DataFile:
     lines; it is None for JSON Lines whose rows were not counted. `offsets` are the bytes of the text at
     which such blocks begin, and in the end that at which the last one ends. `size_bytes` is that of JSON
     Lines, compressed or not, and 0 for Parquet, whose footer tells more.
+
+    Only rows for which `where` holds are ever read of it. `may_match` are the row groups whose statistics do
+    not rule out that they have any; None for all.
     """
 
     place: Place
@@ -36,26 +40,42 @@ class DataFile:
     types: tuple[pa.DataType, ...] = ()
     offsets: tuple[int, ...] = ()
     size_bytes: int = 0
+    where: Where = ()
+    may_match: tuple[int, ...] | None = None
 
     @property
     def is_parquet(self) -> bool:
         return self.relative.endswith(PARQUET)
 
+    @property
+    def groups_to_read(self) -> dict[int, int]:
+        """The rows of each row group, or block of lines, that has to be read for the rows that are wanted."""
+        groups = self.row_groups or ()
+        kept = range(len(groups)) if self.may_match is None else self.may_match
+        return {group: groups[group] for group in kept}
+
 
 def find_data_files(
-    uri: str, *, setting: str, identify: bool = True, only: Collection[str] | None = None
+    uri: str,
+    *,
+    setting: str,
+    where: Where = (),
+    identify: bool = True,
+    only: Collection[str] | None = None,
 ) -> list[DataFile]:
     """The data files at a file, a folder or a glob, in order of their names.
 
     Args:
-        setting: the setting that holds `uri`, for the error's first words.
+        setting: the setting that holds `uri`, for the error's first words. That of the conditions is called
+            `where` and stands beside it.
+        where: conditions that rows must meet to be read, whoever reads them.
         identify: whether files are read to tell one content from another. Without it footers are all that
             is read: identities are empty, and so are the columns of JSON Lines.
         only: names inside the corpus; files of other names are not looked into.
 
     Raises:
-        UserError: nothing is there, nothing there is Parquet or JSON Lines, or a file cannot be
-            read.
+        UserError: nothing is there, nothing there is Parquet or JSON Lines, a file cannot be read, or it
+            lacks a column of a condition or has another kind of values there.
     """
     place = Place(uri)
     if place.has_wildcards and not place.exists():
@@ -79,7 +99,9 @@ def find_data_files(
         )
     known = [(found, name) for found, name in known if only is None or name in only]
     with ThreadPoolExecutor(_THREADS) as threads:
-        return list(threads.map(lambda item: _inspect(*item, setting=setting, identify=identify), known))
+        return list(
+            threads.map(lambda item: _inspect(*item, setting=setting, where=where, identify=identify), known)
+        )
 
 
 def require_columns(files: Sequence[DataFile], columns: Sequence[str], *, setting: str) -> None:
@@ -118,23 +140,65 @@ def _is_text(kind: pa.DataType) -> bool:
     return any(test(kind) for test in (*tests, pa.types.is_large_binary))
 
 
-def _inspect(place: Place, relative: str, *, setting: str, identify: bool) -> DataFile:
+def _inspect(place: Place, relative: str, *, setting: str, where: Where, identify: bool) -> DataFile:
+    may_match = None
     try:
         identity = file_identity(place) if identify else ""
         if not relative.endswith(PARQUET):
-            keys = json_lines.first_keys(place) if identify else ()
-            return DataFile(place, relative, identity, None, keys, size_bytes=place.size_bytes())
+            kinds = json_lines.first_kinds(place) if identify else {}
+            _require_matchable_lines(place, kinds, where, setting)
+            size = place.size_bytes()
+            return DataFile(place, relative, identity, None, tuple(kinds), size_bytes=size, where=where)
         with place.open() as stream:
             footer = pq.ParquetFile(stream).metadata
             rows = tuple(footer.row_group(i).num_rows for i in range(footer.num_row_groups))
             schema = footer.schema.to_arrow_schema()
+            if where:
+                _require_matchable(place, schema, where, setting)
+                may_match = groups_that_may_match(where, stream)
     except (pa.ArrowException, OSError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         kind = "Parquet" if relative.endswith(PARQUET) else "JSON Lines"
         raise UserError(
             f"{setting}: {place} is no readable {kind} file ({reason}); write it anew or leave it out"
         ) from error
-    return DataFile(place, relative, identity, rows, tuple(schema.names), tuple(schema.types))
+    names, types = tuple(schema.names), tuple(schema.types)
+    return DataFile(place, relative, identity, rows, names, types, where=where, may_match=may_match)
+
+
+def _require_matchable(place: Place, schema: pa.Schema, where: Where, setting: str) -> None:
+    """Refuse a Parquet file without a condition's column, or with values that it cannot compare."""
+    for name, condition in where:
+        own = _setting_of(name, setting)
+        if name not in schema.names:
+            raise UserError(f"{own}: {place} has no column {name!r}; it has {', '.join(schema.names)}")
+        kind = schema.field(name).type
+        value = condition.unfit_value(kind)
+        if value is not None:
+            raise UserError(
+                f"{own}: {value!r} cannot be compared with {name!r} of {place}, which is {kind}; give values "
+                "of that type, text in quotes"
+            )
+
+
+def _require_matchable_lines(
+    place: Place, kinds: Mapping[str, Collection[str]], where: Where, setting: str
+) -> None:
+    """Refuse lines of JSON of which the first all lack a condition's key, or have values of other kinds."""
+    for name, condition in where if kinds else ():
+        own = _setting_of(name, setting)
+        if name not in kinds:
+            raise UserError(f"{own}: {place} has no column {name!r}; it has {', '.join(kinds)}")
+        there = sorted(kind for kind in kinds[name] if kind != "null")
+        if there and condition.kind not in there:
+            raise UserError(
+                f"{own}: compares with {condition.kind}, and {name!r} of {place} holds "
+                f"{' and '.join(there)}; give values of its kind, text in quotes"
+            )
+
+
+def _setting_of(column: str, setting: str) -> str:
+    return f"{setting.rpartition('.')[0]}.where.{column}"
 
 
 def _folder_before_wildcards(path: str) -> str:

@@ -1,8 +1,10 @@
 """JSON Lines files, plain or compressed, read line by line."""
 
 import json
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -21,7 +23,17 @@ _READ_BYTES = 1 << 20
 _COMPRESSION = 3
 # Of text, that stand together in a block: enough to be worth a seek, and little beside a worker's memory.
 BLOCK_BYTES = 8 << 20
-_LINES_FOR_KEYS = 1000
+# By which a file's columns are told.
+_FIRST_LINES = 1000
+# Python counts True as a number: it is asked for first.
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    "null": type(None),
+    "boolean": bool,
+    "number": (int, float),
+    "text": str,
+    "list": list,
+    "object": dict,
+}
 
 
 @dataclass(frozen=True)
@@ -138,16 +150,20 @@ def parse(line: bytes) -> dict[str, Any] | Unreadable:
     return row
 
 
-def first_keys(place: Place) -> tuple[str, ...]:
-    """The keys of the first lines, in order; empty where none of them is an object."""
-    keys: dict[str, None] = {}
-    for number, line in enumerate(lines(place)):
-        if number >= _LINES_FOR_KEYS:
-            break
+def first_kinds(place: Place) -> dict[str, set[str]]:
+    """The keys of the first lines, in order, with the kinds of their values; none where none is an object."""
+    kinds: dict[str, set[str]] = defaultdict(set)
+    for line in islice(lines(place), _FIRST_LINES):
         row = parse(line)
         if isinstance(row, dict):
-            keys.update(dict.fromkeys(row))
-    return tuple(keys)
+            for name, value in row.items():
+                kinds[name].add(kind_of(value))
+    return dict(kinds)
+
+
+def kind_of(value: Any) -> str:
+    """What a value of a line is: text, number, boolean, list, object, or null."""
+    return next(kind for kind, types in _KINDS.items() if isinstance(value, types))
 
 
 def _skip(stream: Any, count: int, *, seekable: bool) -> None:

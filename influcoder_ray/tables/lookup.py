@@ -3,21 +3,21 @@
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
-from typing import Any
 
 import numpy as np
 
-from influcoder_ray.tables.cells import read_piece
+from influcoder_ray.tables.cells import Cells, read_piece
 from influcoder_ray.tables.datafiles import DataFile
 from influcoder_ray.tables.units import Piece
 
-Rows = dict[str, dict[str, list[Any]]]
+Rows = dict[str, Cells]
 
 
 def find_rows(files: Sequence[DataFile], columns: Sequence[str], sources: Iterable[str]) -> Rows:
-    """The raw cells of the rows named by sources ("<file>:<row>"), each as columns of one value.
+    """The raw cells of the rows named by sources ("<file>:<row>"), each by itself.
 
-    Only the row groups, or blocks of lines, that hold a wanted row are read.
+    Only the row groups, or blocks of lines, that hold a wanted row are read, and of a row group no more than
+    up to the last one.
     """
     wanted: dict[str, set[int]] = defaultdict(set)
     for source in sources:
@@ -27,10 +27,8 @@ def find_rows(files: Sequence[DataFile], columns: Sequence[str], sources: Iterab
     for file in files:
         rows = sorted(wanted.get(file.relative, ()))
         for piece, members in _pieces(file, rows):
-            cells = read_piece(piece, columns)
-            for row in members:
-                values = {name: [column[row - piece.first_row]] for name, column in cells.items()}
-                found[f"{file.relative}:{row}"] = values
+            cells = read_piece(piece, columns, wanted=np.array(members))
+            found.update({f"{file.relative}:{row}": cells.at([row]) for row in cells.rows})
     return found
 
 
@@ -39,15 +37,17 @@ def _pieces(file: DataFile, rows: Sequence[int]) -> Iterator[tuple[Piece, Sequen
     if not rows:
         return
     if file.row_groups is None:
-        yield Piece(file.place, file.relative, None, 0, None), rows
+        yield Piece(file.place, file.relative, None, 0, None, where=file.where), rows
         return
     ends = list(accumulate(file.row_groups))
+    rows = [row for row in rows if row < ends[-1]] if ends else []
     groups = np.searchsorted(ends, rows, side="right")
     for group in np.unique(groups).tolist():
         first = ends[group] - file.row_groups[group]
         members = [row for row, g in zip(rows, groups, strict=True) if g == group]
         if file.is_parquet:
-            yield Piece(file.place, file.relative, (group,), first, None), members
+            last = members[-1] + 1
+            yield Piece(file.place, file.relative, (group,), first, last - first, where=file.where), members
         else:
             span = file.offsets[group], file.offsets[group + 1]
-            yield Piece(file.place, file.relative, None, first, None, span), members
+            yield Piece(file.place, file.relative, None, first, None, span, file.where), members

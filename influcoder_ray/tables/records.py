@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from influcoder_ray.tables.json_lines import Unreadable, lines, parse
+from influcoder_ray.tables.json_lines import Unreadable
+from influcoder_ray.tables.rows import lines_of_piece, rows_of_parquet
 from influcoder_ray.tables.units import Unit
 
 _AS_JSON = {b"influcoder_ray": b"json"}
@@ -22,7 +23,10 @@ _NO_TYPE = (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, Ove
 
 @dataclass(frozen=True)
 class Records:
-    """Rows of a unit that can be kept, the number of each in the unit, and why those of others cannot."""
+    """Rows of a unit that can be kept, the number of each in the unit, and why those of others cannot.
+
+    What the corpus's conditions leave out is in neither.
+    """
 
     table: pa.Table
     rows: Sequence[int]
@@ -30,7 +34,7 @@ class Records:
 
 
 def read_records(unit: Unit, schema: pa.Schema | None = None) -> Records:
-    """All rows and columns of a unit.
+    """The rows of a unit with all their columns.
 
     Args:
         schema: of JSON Lines, as `common_schema` gives it; told from the values if None. Parquet has its own.
@@ -38,13 +42,15 @@ def read_records(unit: Unit, schema: pa.Schema | None = None) -> Records:
     if unit.is_lines:
         numbers, rows, unreadable = _parsed(unit)
         return Records(_as_table(rows, schema or _schema_of(rows)), numbers, unreadable)
-    tables = []
-    for piece in unit.pieces:
-        with unit.reading(piece), piece.place.open() as stream:
-            tables.append(pq.ParquetFile(stream).read_row_groups(list(piece.row_groups or ())))
+    tables, numbers_of = [], []
+    for start, piece in zip(unit.starts, unit.pieces, strict=True):
+        with unit.reading(piece):
+            own, table = rows_of_parquet(piece)
+        tables.append(table)
+        numbers_of.append(own + (start - piece.first_row))
     # Files of the same columns may differ in what they note about them.
     table = tables[0] if len(tables) == 1 else pa.concat_tables(tables, promote_options="default")
-    return Records(table, range(unit.first_row, unit.first_row + table.num_rows), ())
+    return Records(table, np.concatenate(numbers_of).tolist(), ())
 
 
 def schema_of_lines(unit: Unit) -> pa.Schema:
@@ -79,8 +85,8 @@ def _parsed(unit: Unit) -> tuple[list[int], list[dict[str, Any]], list[tuple[int
     numbers, rows, unreadable = [], [], []
     for start, piece in zip(unit.starts, unit.pieces, strict=True):
         with unit.reading(piece):
-            for number, line in enumerate(lines(piece.place, piece.span), start):
-                row = parse(line)
+            for own, line, row in lines_of_piece(piece):
+                number = start + own - piece.first_row
                 if isinstance(row, Unreadable):
                     unreadable.append((number, row.reason))
                 elif rb"\ud" in line.lower() and not _is_unicode(row):

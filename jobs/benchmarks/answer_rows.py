@@ -146,14 +146,14 @@ def read(
     for unit in plan_units(files, rows_per_unit=1 << 62, fingerprint=""):
         found = read_cells(unit, list(dict.fromkeys([*columns.names, *kept])))
         file = unit.piece.relative
-        good, bad = examples_from_cells(found, columns, relative=file, first_row=unit.first_row)
+        good, bad = examples_from_cells(found, columns, relative=file)
         place = {e.source: e for e in good}
         refused = {u.source for u in bad}
-        for offset in range(len(found[columns.names[0]])):
-            row = {name: _plain(found[name][offset]) for name in kept}
+        for place_in_file, number in enumerate(found.rows):
+            row = {name: _plain(found[name][place_in_file]) for name in kept}
             if not all(c.holds(row[c.column]) for c in conditions):
                 continue
-            source = f"{file}:{unit.first_row + offset}"
+            source = f"{file}:{number}"
             if source in refused:
                 unusable += 1
                 continue

@@ -142,9 +142,7 @@ def _examples(files: Sequence[DataFile], columns: ColumnSpec) -> Iterator[list[E
     """Usable examples in the files' order, some at a time."""
     for unit in plan_units(files, rows_per_unit=1, fingerprint=""):
         cells = read_cells(unit, columns.names)
-        for first in range(0, len(cells[columns.names[0]]), _ROWS_AT_ONCE):
-            part = {name: values[first : first + _ROWS_AT_ONCE] for name, values in cells.items()}
-            examples, _ = examples_from_cells(
-                part, columns, relative=unit.piece.relative, first_row=unit.first_row + first
-            )
+        for first in range(0, len(cells), _ROWS_AT_ONCE):
+            part = cells.at(cells.rows[first : first + _ROWS_AT_ONCE])
+            examples, _ = examples_from_cells(part, columns, relative=unit.piece.relative)
             yield examples

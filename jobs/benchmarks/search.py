@@ -55,7 +55,8 @@ from influcoder_ray.stages.attribute import ROWS_PER_UNIT
 from influcoder_ray.stages.work.search import SearchTables, SearchWork, query_rows, ranking_of
 from influcoder_ray.tables.arrays import Stored, vector_matrix
 from influcoder_ray.tables.datafiles import DataFile
-from influcoder_ray.tables.units import Unit, plan_units, read_rows
+from influcoder_ray.tables.rows import read_rows
+from influcoder_ray.tables.units import Unit, plan_units
 from influcoder_ray.tables.vectors import read_vectors
 
 TITLE = "Search: our pass over a corpus's vectors beside reading them, FAISS flat, NumPy and a memory copy."

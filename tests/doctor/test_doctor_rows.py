@@ -7,11 +7,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from influcoder_ray.doctor import rows
 from influcoder_ray.doctor.rows import BUILT_IN, first_examples, usual_columns
 from influcoder_ray.errors import UserError
 from influcoder_ray.examples import ColumnSpec
-from influcoder_ray.tables import cells
+from influcoder_ray.tables import cells, rows
 from influcoder_ray.tables.datafiles import find_data_files
 
 
@@ -51,7 +50,7 @@ def test_rows_that_cannot_be_used_are_passed_over_and_the_rest_keep_their_places
     """Prevents a check of fewer rows than asked for, or one that names the wrong row."""
     texts: list[object] = [None, "a", "", "b", "c", " ", "d", None, "e", "f"]
     path = parquet(tmp_path / "f.parquet", text=texts)
-    found = first_examples(str(path), None, 4, setting="s")
+    found = first_examples(find_data_files(str(path), setting="s"), None, 4, setting="s")
     assert [(e.response, e.source) for e in found] == [
         ("a", "f.parquet:1"),
         ("b", "f.parquet:3"),
@@ -64,7 +63,8 @@ def test_rows_go_on_in_the_next_file(tmp_path: Path) -> None:
     """Prevents a short first file from ending the search."""
     for name in ("a", "b"):
         parquet(tmp_path / f"{name}.parquet", text=[f"{name}0", f"{name}1"])
-    found = first_examples(str(tmp_path), ColumnSpec(text="text"), 3, setting="s")
+    files = find_data_files(str(tmp_path), setting="s")
+    found = first_examples(files, ColumnSpec(text="text"), 3, setting="s")
     assert [e.response for e in found] == ["a0", "a1", "b0"]
 
 
@@ -77,11 +77,10 @@ def test_json_lines_keep_their_numbers_over_parts_and_are_read_no_further_than_n
     (tmp_path / "f.jsonl").write_text("\n".join(lines))
     monkeypatch.setattr(cells, "_ROWS_AT_ONCE", 3)
     parsed = []
-    parse = cells.parse
-    found_before = find_data_files(str(tmp_path / "f.jsonl"), setting="s")
-    monkeypatch.setattr(rows, "find_data_files", lambda uri, setting: found_before)
-    monkeypatch.setattr(cells, "parse", lambda line: parsed.append(line) or parse(line))
-    found = first_examples(str(tmp_path / "f.jsonl"), None, 4, setting="s")
+    parse = rows.parse
+    files = find_data_files(str(tmp_path / "f.jsonl"), setting="s")
+    monkeypatch.setattr(rows, "parse", lambda line: parsed.append(line) or parse(line))
+    found = first_examples(files, None, 4, setting="s")
     assert [(e.response, e.source) for e in found] == [(f"r{i}", f"f.jsonl:{i}") for i in (0, 2, 3, 4)]
     assert len(parsed) == 6
 

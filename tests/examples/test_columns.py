@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from influcoder_ray.examples import ColumnSpec, Example, Turn
 from influcoder_ray.examples.columns import Unusable, examples_from_cells
-from influcoder_ray.tables.cells import read_cells
+from influcoder_ray.tables.cells import Cells, read_cells
 from influcoder_ray.tables.datafiles import find_data_files
 from influcoder_ray.tables.json_lines import Unreadable
 from influcoder_ray.tables.units import plan_units
@@ -32,9 +32,7 @@ def _read(path: Path, columns: ColumnSpec) -> tuple[list[Example], list[Unusable
     files = find_data_files(str(path), setting="corpus.path")
     for unit in plan_units(files, rows_per_unit=1, fingerprint="f"):
         cells = read_cells(unit, columns.names)
-        used, refused = examples_from_cells(
-            cells, columns, relative=unit.piece.relative, first_row=unit.first_row
-        )
+        used, refused = examples_from_cells(cells, columns, relative=unit.piece.relative)
         examples += used
         unusable += refused
     return examples, unusable
@@ -42,9 +40,7 @@ def _read(path: Path, columns: ColumnSpec) -> tuple[list[Example], list[Unusable
 
 def _one(columns: ColumnSpec, **cells: Any) -> Example | str:
     """The example that one row makes, or why it makes none."""
-    used, refused = examples_from_cells(
-        {k: [v] for k, v in cells.items()}, columns, relative="f", first_row=0
-    )
+    used, refused = examples_from_cells(Cells([0], {k: [v] for k, v in cells.items()}), columns, relative="f")
     assert len(used) + len(refused) == 1
     return used[0] if used else refused[0].reason
 
@@ -168,9 +164,8 @@ def test_the_users_ids_are_kept_as_text_and_bad_ones_set_their_row_aside() -> No
     """Prevents integer ids from being refused, and rows without an id from being used under another's."""
     columns = ColumnSpec(id="i", text="t")
     values = [7, -1, b"bytes", "text", None, " ", b"\xff", 1.5, Unreadable("the line is not JSON")]
-    used, refused = examples_from_cells(
-        {"i": values, "t": ["x"] * len(values)}, columns, relative="f", first_row=10
-    )
+    cells = Cells(range(10, 10 + len(values)), {"i": values, "t": ["x"] * len(values)})
+    used, refused = examples_from_cells(cells, columns, relative="f")
     assert [(e.example_id, e.source) for e in used] == [
         ("7", "f:10"),
         ("-1", "f:11"),
@@ -188,9 +183,8 @@ def test_the_users_ids_are_kept_as_text_and_bad_ones_set_their_row_aside() -> No
 
 def test_a_refused_row_keeps_the_users_id() -> None:
     """Prevents the quarantine table from naming a row in a way that its owner does not know."""
-    used, (row,) = examples_from_cells(
-        {"i": [7], "t": [None]}, ColumnSpec(id="i", text="t"), relative="f", first_row=3
-    )
+    cells = Cells([3], {"i": [7], "t": [None]})
+    used, (row,) = examples_from_cells(cells, ColumnSpec(id="i", text="t"), relative="f")
     assert used == []
     assert row == Unusable("7", "f:3", "text is null")
 

@@ -180,6 +180,16 @@ def test_every_query_and_attribution_is_on_the_page(make_contents: MakeContents)
             assert shown in text
 
 
+def test_rows_that_the_conditions_left_out_are_counted_apart_from_faults(
+    make_contents: MakeContents,
+) -> None:
+    """Prevents a reader from taking a tenth of a crawl for all of it, or what was left out for broken."""
+    assert "conditions" not in _assert_safe(render_html(make_contents())).text
+    text = _assert_safe(render_html(make_contents(rows_left_out=1200, quarantine_reasons={}))).text
+    assert "1,200 rows do not meet the conditions of the settings" in " ".join(text.split())
+    assert "None: every row could be used." in " ".join(text.split())
+
+
 def test_every_warning_is_on_the_page_and_none_gives_no_box(make_contents: MakeContents) -> None:
     """Prevents a warning that is found and not shown."""
     assert 'class="warnings"' not in render_html(make_contents())

@@ -81,7 +81,7 @@ def in_blocks(
 
 def examples_of(unit: Unit) -> tuple[list[str], list[str]]:
     cells = read_cells(unit, COLUMNS.names)
-    good, bad = examples_from_cells(cells, COLUMNS, relative=unit.piece.relative, first_row=unit.first_row)
+    good, bad = examples_from_cells(cells, COLUMNS, relative=unit.piece.relative)
     return [f"{e.source} {e.text}" for e in good], [f"{e.source} {e.reason}" for e in bad]
 
 
@@ -113,7 +113,7 @@ def test_a_row_is_found_again_by_reading_its_block_alone(
         parsed.append(line)
         return parse(line)
 
-    monkeypatch.setattr("influcoder_ray.tables.cells.parse", counted)
+    monkeypatch.setattr("influcoder_ray.tables.rows.parse", counted)
     found = find_rows(files, COLUMNS.names, sources)
     assert 0 < len(parsed) < 30
     whole = [replace(file, row_groups=None, offsets=()) for file in files]

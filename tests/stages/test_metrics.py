@@ -22,8 +22,9 @@ from influcoder_ray.stages.unit_actor import UnitActor
 from influcoder_ray.tables.datafiles import find_data_files
 from influcoder_ray.tables.fingerprint import Fingerprint
 from influcoder_ray.tables.place import Place
+from influcoder_ray.tables.rows import read_rows
 from influcoder_ray.tables.state import Output, StageState, quarantine_table
-from influcoder_ray.tables.units import Unit, plan_units, read_rows
+from influcoder_ray.tables.units import Unit, plan_units
 
 SECONDS = st.floats(0.001, 1e5)
 DASHBOARD = Path(__file__).parents[2] / "jobs/clusters/grafana.json"

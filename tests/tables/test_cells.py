@@ -94,7 +94,7 @@ def test_a_unit_reads_its_own_row_groups_and_the_named_columns(tmp_path: Path) -
     pq.write_table(table, tmp_path / "a.parquet", row_group_size=2)
     units = _units(tmp_path / "a.parquet", rows_per_unit=3)
     cells = [read_cells(unit, ["id", "b.c"]) for unit in units]
-    assert [list(c) for c in cells] == [["id", "b.c"]] * 2
+    assert [list(c.values) for c in cells] == [["id", "b.c"]] * 2
     assert [c["id"] for c in cells] == [[0, 1, 2, 3], [4, 5, 6]]
     assert cells[1]["b.c"] == [b"t4", b"t5", b"t6"]
     assert [unit.first_row for unit in units] == [0, 4]

@@ -12,6 +12,7 @@ from faulty_s3 import FaultyS3
 from moto.server import ThreadedMotoServer
 
 from influcoder_ray.tables.cells import read_cells
+from influcoder_ray.tables.conditions import Condition
 from influcoder_ray.tables.datafiles import find_data_files
 from influcoder_ray.tables.fingerprint import Fingerprint
 from influcoder_ray.tables.place import FileEntry, Place
@@ -88,6 +89,22 @@ def test_on_s3_a_stage_finds_reads_commits_and_reads_back(bucket: Place) -> None
     (bucket / f"out/words/{ids[0]}.parquet").remove()
     assert not state.is_done(fingerprint, ids)
     assert state.manifests().keys() == set(ids[1:])
+
+
+def test_on_s3_rows_that_meet_a_condition_are_read_like_those_on_a_disk(bucket: Place) -> None:
+    """Prevents statistics, or parts of row groups, from being read by a way that only disks have."""
+    table = pa.table({"text": [f"t{i}" for i in range(6000)], "n": range(6000)})
+    (bucket / "some/p.parquet").write_whole(parquet_bytes(table, rows_per_group=5000))
+    where = (("n", Condition(at_least=1998, below=2003)),)
+    (file,) = find_data_files("s3://runs/some", setting="corpus.path", where=where)
+    assert file.may_match == (0,)
+    units = plan_units([file], rows_per_unit=2000, fingerprint="f")
+    assert [unit.rows for unit in units] == [2500, 2500]
+    found = [
+        list(zip(cells.rows, cells["text"], strict=True))
+        for cells in (read_cells(u, ["text"]) for u in units)
+    ]
+    assert found == [[(row, f"t{row}".encode()) for row in range(1998, 2003)], []]
 
 
 def test_on_s3_recognising_a_finished_stage_takes_no_more_requests_for_more_units(

@@ -89,7 +89,7 @@ def test_parquet_rows_keep_columns_types_and_metadata(tmp_path: Path) -> None:
     pq.write_table(table, tmp_path / "t.parquet", row_group_size=2)
     files = find_data_files(str(tmp_path), setting="corpus.path")
     first, second = plan_units(files, rows_per_unit=2, fingerprint="")
-    assert read_records(second).rows == range(2, 3)
+    assert list(read_records(second).rows) == [2]
     joined = pa.concat_tables([read_records(first).table, read_records(second).table])
     assert joined.to_pylist() == table.to_pylist()
     assert joined.schema.equals(pq.read_table(tmp_path / "t.parquet").schema)

@@ -95,7 +95,13 @@ def _truncation(contents: ReportContents) -> Block:
 def _set_aside(contents: ReportContents) -> tuple[Block, ...]:
     heading = Heading("Rows set aside")
     reasons = quarantine_reasons(contents.quarantine_reasons)
-    if not reasons:
-        return heading, Prose("None: every row could be used.", muted=True)
     rows = tuple(Row(reason, (Cell(count(amount)),)) for reason, amount in reasons)
-    return heading, Table("Rows set aside", "Reason", ("Rows",), rows)
+    aside: Block = (
+        Table("Rows set aside", "Reason", ("Rows",), rows)
+        if rows
+        else Prose("None: every row could be used.", muted=True)
+    )
+    if not contents.rows_left_out:
+        return heading, aside
+    left_out = plural(contents.rows_left_out, "row does", "rows do")
+    return heading, aside, Prose(f"{left_out} not meet the conditions of the settings, and had no part.")

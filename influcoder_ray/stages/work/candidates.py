@@ -20,7 +20,7 @@ from influcoder_ray.stages.folders import at_hand
 from influcoder_ray.stages.parts import part_of, step_id
 from influcoder_ray.tables import schemas
 from influcoder_ray.tables.arrays import vector_column, vector_matrix
-from influcoder_ray.tables.cells import read_cells
+from influcoder_ray.tables.cells import Cells, read_cells
 from influcoder_ray.tables.state import Output
 from influcoder_ray.tables.units import Unit
 
@@ -30,7 +30,7 @@ _ROWS_AT_ONCE = 256
 @dataclass(frozen=True)
 class _Rows:
     scored: pa.Table
-    cells: dict[str, list[Any]]
+    cells: Cells
     vectors: pa.Table | None
 
 
@@ -78,7 +78,7 @@ class CandidateWork:
         bars = self._bars[scored["aim"].to_numpy()] if len(self._bars) > 1 else self._bars[0]
         scored = scored.filter(pa.array(scored["score"].to_numpy() >= bars))
         if not scored.num_rows:
-            return _Rows(scored, {}, None)
+            return _Rows(scored, Cells([], {}), None)
         extra = [] if self._token_column is None else [self._token_column]
         cells = read_cells(unit, list(dict.fromkeys([*self._names, *extra])))
         if not self._compared:
@@ -113,23 +113,19 @@ class CandidateWork:
             {self._candidates: table}, rows_in=0, rows_out=0, counters={"candidates": len(different)}
         )
 
-    def _examples(self, unit: Unit, cells: dict[str, list[Any]], numbers: np.ndarray) -> list[Example]:
-        places = (numbers - unit.first_row).tolist()
-        chosen = {name: [cells[name][place] for place in places] for name in self._names}
-        examples, unusable = examples_from_cells(
-            chosen, self._settings.corpus.columns, relative="", first_row=0
-        )
+    def _examples(self, unit: Unit, cells: Cells, numbers: np.ndarray) -> list[Example]:
+        chosen = cells.at(numbers.tolist())
+        examples, unusable = examples_from_cells(chosen, self._settings.corpus.columns, relative="")
         if unusable:
-            place = int(unusable[0].source.removeprefix(":"))
-            (source,) = unit.sources(numbers[[place]].tolist())
+            (source,) = unit.sources([int(unusable[0].source.removeprefix(":"))])
             raise RuntimeError(f"{source} is not as it was embedded: {unusable[0].reason}")
         return examples
 
     def _tokens(
-        self, unit: Unit, cells: dict[str, list[Any]], numbers: np.ndarray, examples: Sequence[Example]
+        self, unit: Unit, cells: Cells, numbers: np.ndarray, examples: Sequence[Example]
     ) -> list[int]:
         if self._token_column is not None:
-            given = [cells[self._token_column][number - unit.first_row] for number in numbers.tolist()]
+            given = list(cells.at(numbers.tolist())[self._token_column])
             for source, value in zip(unit.sources(numbers.tolist()), given, strict=True):
                 if not isinstance(value, int) or isinstance(value, bool) or value < 0:
                     raise UserError(

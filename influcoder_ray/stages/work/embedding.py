@@ -24,8 +24,9 @@ from influcoder_ray.stages.work.query_vectors import of_gradients, with_gradient
 from influcoder_ray.tables import schemas
 from influcoder_ray.tables.arrays import vector_column
 from influcoder_ray.tables.cells import read_pieces
+from influcoder_ray.tables.rows import read_rows
 from influcoder_ray.tables.state import Output, quarantine_table
-from influcoder_ray.tables.units import Unit, read_rows
+from influcoder_ray.tables.units import Unit
 
 
 def load_encoder(spec: EncoderSpec, *, threads: int) -> Encoder:
@@ -105,11 +106,10 @@ class EmbedWork:
         unusable: list[Unusable] = []
         if unit.table == self._corpus:
             for piece, cells in rows:
-                used, refused = examples_from_cells(
-                    cells, self._columns, relative=piece.relative, first_row=piece.first_row
-                )
+                used, refused = examples_from_cells(cells, self._columns, relative=piece.relative)
                 examples += used
                 unusable += refused
+                report(piece.left_out(len(cells)))
         else:
             examples = from_table(rows)
         side: Side = "pool" if unit.table == self._corpus else "queries"

@@ -25,8 +25,9 @@ from influcoder_ray.stages.texts import corpus_examples
 from influcoder_ray.stages.work.shown import best_by_encoder, in_exact_order, ordered_queries
 from influcoder_ray.stages.work.sketching import load_teacher
 from influcoder_ray.tables import schemas
+from influcoder_ray.tables.rows import read_rows
 from influcoder_ray.tables.state import Manifest, Output, StageState, quarantine_table
-from influcoder_ray.tables.units import Unit, read_rows
+from influcoder_ray.tables.units import Unit
 
 _PARTS: tuple[Part, Part] = ("prompt", "response")
 

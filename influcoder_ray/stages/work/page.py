@@ -134,6 +134,7 @@ def contents(settings: PipelineSettings) -> ReportContents:
         reranked=_reranked(rerank.state(root)) if reranked else None,
         listed=queries[settings.report.queries :],
         unlisted=unlisted,
+        rows_left_out=int(totals["sample"].get("left_out", 0)),
     )
 
 

@@ -7,7 +7,6 @@ does not depend on how the corpus is cut into files or units, nor on who scans t
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Any
 
 import pyarrow as pa
 
@@ -15,12 +14,11 @@ from influcoder_ray.examples import ColumnSpec, Example
 from influcoder_ray.examples.columns import Unusable, examples_from_cells
 from influcoder_ray.examples.example import to_table
 from influcoder_ray.tables import schemas
-from influcoder_ray.tables.cells import cells_of_lines, read_pieces
+from influcoder_ray.tables.cells import Cells, cells_of_lines, read_pieces
 from influcoder_ray.tables.json_lines import Span, line_blocks
 from influcoder_ray.tables.state import Output, quarantine_table
 from influcoder_ray.tables.units import Piece, Unit
 
-Cells = dict[str, list[Any]]
 # Where lines stand that lie together: how many, and their bytes.
 Block = tuple[int, Span]
 
@@ -62,18 +60,17 @@ class ScanWork:
     ) -> Output:
         chosen: list[Example] = []
         unusable: list[Unusable] = []
-        usable = shared = 0
+        usable = shared = left_out = 0
         blocks: dict[str, list[Block]] = defaultdict(list)
-        parts = ((piece.relative, piece.first_row, cells) for piece, cells in rows or ())
-        for relative, first_row, cells in self._lines(unit, blocks) if rows is None else parts:
-            examples, refused = examples_from_cells(
-                cells, self._columns, relative=relative, first_row=first_row
-            )
+        parts = ((piece.relative, piece.left_out(len(cells)), cells) for piece, cells in rows or ())
+        for relative, others, cells in self._lines(unit, blocks) if rows is None else parts:
+            examples, refused = examples_from_cells(cells, self._columns, relative=relative)
             apart = [e for e in examples if e.content_hash not in self._taken]
             chosen = smallest([*chosen, *apart], self._seed, self._count)
             unusable += refused
             usable, shared = usable + len(examples), shared + len(examples) - len(apart)
-            report(len(examples) + len(refused))
+            left_out += others
+            report(len(cells) + others)
         tables = {unit.table: to_table(chosen, [""] * len(chosen))}
         if self._line_blocks is not None and blocks:
             tables[self._line_blocks] = pa.concat_tables(
@@ -84,11 +81,11 @@ class ScanWork:
             rows_in=usable + len(unusable),
             rows_out=usable,
             quarantine=quarantine_table(self._stage, [(u.example_id, u.source, u.reason) for u in unusable]),
-            counters={"shared_with_queries": shared},
+            counters={"shared_with_queries": shared, "left_out": left_out},
         )
 
     def _lines(self, unit: Unit, blocks: dict[str, list[Block]]) -> Iterator[tuple[str, int, Cells]]:
-        """The cells of lines, a block at a time, with the file and first row of each.
+        """The cells of lines, a block at a time, with the file of each and how many lines are left out.
 
         `blocks` gets what each file's were.
         """
@@ -96,7 +93,9 @@ class ScanWork:
             with unit.reading(piece):
                 for block in line_blocks(piece.place, piece.span, first_row=piece.first_row):
                     blocks[piece.relative].append((len(block.lines), block.span))
-                    yield piece.relative, block.first_row, cells_of_lines(block.lines, self._columns.names)
+                    numbered = enumerate(block.lines, block.first_row)
+                    cells = cells_of_lines(numbered, self._columns.names, piece.where)
+                    yield piece.relative, len(block.lines) - len(cells), cells
 
 
 def block_table(file: str, blocks: Sequence[Block]) -> pa.Table:

@@ -1,9 +1,8 @@
 """Scoring: how much each row of the corpus influences the queries that something is chosen by."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +19,7 @@ from influcoder_ray.stages.parts import part_of
 from influcoder_ray.stages.work.search import query_rows
 from influcoder_ray.tables import schemas
 from influcoder_ray.tables.arrays import vector_matrix
-from influcoder_ray.tables.cells import read_cells
+from influcoder_ray.tables.cells import Cells, read_cells
 from influcoder_ray.tables.datafiles import find_data_files
 from influcoder_ray.tables.records import schema_of_lines
 from influcoder_ray.tables.state import Output
@@ -68,7 +67,7 @@ class Scoring:
 @dataclass(frozen=True)
 class _Rows:
     vectors: pa.Table
-    labels: Sequence[Any] | None
+    labels: Cells | None
     types: pa.Schema | None
 
 
@@ -104,7 +103,7 @@ class ScoreWork:
         of_corpus = labels is not None and labels.path is None
         return _Rows(
             vectors,
-            read_cells(unit, [labels.column])[labels.column] if labels is not None and of_corpus else None,
+            read_cells(unit, [labels.column]) if labels is not None and of_corpus else None,
             schema_of_lines(unit) if unit.is_lines else None,
         )
 
@@ -146,7 +145,7 @@ class ScoreWork:
         if rows.labels is None:
             found = [self._labels_of_ids.get(name) for name in ids.tolist()]
         else:
-            found = [as_text(rows.labels[number - unit.first_row]) for number in numbers.tolist()]
+            found = [as_text(cell) for cell in rows.labels.at(numbers.tolist())[spec.column]]
         known = [place for place, label in enumerate(found) if label is not None]
         unwanted = [str(found[place]).strip().lower() in spec.unwanted for place in known]
         return pa.table({"score": scores[known], "unwanted": unwanted}, schema=schemas.LABELLED)

@@ -13,8 +13,9 @@ from influcoder_ray.attribution.topk import Ranking
 from influcoder_ray.tables import schemas
 from influcoder_ray.tables.arrays import vector_matrix
 from influcoder_ray.tables.datafiles import DataFile
+from influcoder_ray.tables.rows import read_rows
 from influcoder_ray.tables.state import Output
-from influcoder_ray.tables.units import Unit, read_rows
+from influcoder_ray.tables.units import Unit
 from influcoder_ray.tables.vectors import read_vectors
 
 

@@ -14,8 +14,9 @@ from influcoder_ray.gradients.teacher import Sketches, Teacher
 from influcoder_ray.stages.folders import at_hand
 from influcoder_ray.stages.work.device import prepare_device
 from influcoder_ray.tables import schemas
+from influcoder_ray.tables.rows import read_rows
 from influcoder_ray.tables.state import Output, quarantine_table
-from influcoder_ray.tables.units import Unit, read_rows
+from influcoder_ray.tables.units import Unit
 
 
 def load_teacher(model: ModelSpec, adapter: AdapterSpec, *, seed: int, threads: int) -> Teacher:
