@@ -108,8 +108,12 @@ def _packed_attention(
     if attention_mask is not None:
         raise CannotPack("the model masks its attention itself")
     sizes = [run.count * run.length for run in runs]
-    # Split, not cut out: the gradient of a part cut out is as large as the whole, that of a split is not.
-    sides = zip(*(side[0].split(sizes, dim=1) for side in (query, key, value)), strict=True)
+    # Split, not cut out: the gradient of a part cut out is as large as the whole, that of a split is not. One
+    # part is the whole, whose gradient would be copied all the same.
+    sides = zip(
+        *(side[0].split(sizes, dim=1) if len(sizes) > 1 else (side[0],) for side in (query, key, value)),
+        strict=True,
+    )
     parts = []
     for run, part in zip(runs, sides, strict=True):
         # (heads, tokens, width) -> (examples, heads, length, width)
@@ -128,7 +132,7 @@ def _packed_attention(
             enable_gqa=k.shape[1] != q.shape[1],
         )
         parts.append(out.transpose(1, 2).flatten(0, 1))
-    return torch.cat(parts)[None], None
+    return (torch.cat(parts) if len(parts) > 1 else parts[0])[None], None
 
 
 def _window(length: int, width: int | None, device: torch.device) -> Tensor:

@@ -1,6 +1,7 @@
 """The teacher: examples in, sketched loss gradients out."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ from influcoder_ray.gradients.loading import load_config, load_model, weights_dt
 from influcoder_ray.gradients.norms import fused_norms, norms_of
 from influcoder_ray.gradients.optimizer import state_of
 from influcoder_ray.gradients.passes import float32_products, run_passes
+from influcoder_ray.gradients.pointwise import pointwise_of
 from influcoder_ray.gradients.sketch import CountSketch
 from influcoder_ray.gradients.specs import AdapterSpec, ModelSpec
 
@@ -83,6 +85,7 @@ class Teacher:
         self._tokens_per_batch = spec.tokens_per_batch or CPU_TOKENS
         # A CPU has no operation of its own for them.
         self._norms = norms_of(model) if self.device.type == "cuda" else []
+        self._pointwise = pointwise_of(model, self.device)
 
     @staticmethod
     def load(spec: ModelSpec, adapter: AdapterSpec, *, seed: int, device: torch.device) -> "Teacher":
@@ -163,10 +166,10 @@ class Teacher:
 
         too_large = self.in_batches(tokens, batch)
         found = Sketches(
-            sketches=sketches.cpu().numpy(),
-            gradient_norms=squares.double().sum(1).sqrt().float().cpu().numpy(),
-            module_norms=squares.sqrt().cpu().numpy(),
-            losses=losses.cpu().numpy(),
+            sketches=_fetched(sketches),
+            gradient_norms=_fetched(squares.double().sum(1).sqrt().float()),
+            module_norms=_fetched(squares.sqrt()),
+            losses=_fetched(losses),
             faults=(),
             positions=positions,
         )
@@ -221,8 +224,11 @@ class Teacher:
     def run(self, layout: Layout, take: Taker) -> Tensor:
         """One forward and backward pass over a batch; returns each example's loss (N,), see `run_passes`."""
         precision = "high" if self.spec.dtype == "tf32" else "highest"
-        with float32_products(precision), fused_norms(self._norms):
+        with float32_products(precision), fused_norms(self._norms), self._fused():
             return run_passes(self.model, self.weights, layout, take)
+
+    def _fused(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._pointwise is None else self._pointwise.fused()
 
     def refuse_too_large(self, rows: Sequence[int]) -> None:
         """Raise torch.OutOfMemoryError where there are rows that `in_batches` could not do."""
@@ -274,3 +280,10 @@ def _faults(sketches: Sketches, too_large: Sequence[int]) -> tuple[str, ...]:
         else ""
         for row in range(len(finite))
     )
+
+
+def _fetched(tensor: Tensor) -> np.ndarray:
+    """A tensor's numbers on the CPU; those of a GPU over pinned memory, which takes a fraction of the time."""
+    here = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+    found: np.ndarray = here.copy_(tensor).numpy()
+    return found
