@@ -36,3 +36,21 @@ PIECE = Requests(writes=0, reads=3)
 SHARD_READ = Requests(writes=0, reads=6)
 # The manifest that vouches for a unit; the fingerprint is asked for and read, for the table's metadata.
 COMMIT = Requests(writes=1, reads=2)
+# What a unit reads, and how many tables it leaves, of the stages that have a unit for each part of a corpus.
+_UNITS = {"embed": (PIECE, 1), "attribute": (SHARD_READ, 3)}
+
+
+@dataclass(frozen=True)
+class StoreUse:
+    """What a stage leaves on S3 and asks of it, at the least: large files take more requests than one."""
+
+    objects: int
+    requests: Requests
+
+
+def store_use(stage: str, units: int) -> StoreUse | None:
+    """That of so many units, each of one file or a part of it; None of a stage that was not counted."""
+    if stage not in _UNITS:
+        return None
+    read, tables = _UNITS[stage]
+    return StoreUse(units * (tables + 1), (read + COMMIT.with_tables(tables)).times(units))

@@ -20,7 +20,7 @@ from fsspec.spec import AbstractFileSystem
 from benchmarks.own_memory import Growth, watched
 from influcoder_ray.attribution.topk import Ranking, merge_each
 from influcoder_ray.errors import RunFailed
-from influcoder_ray.planning.requests import COMMIT, PIECE, SHARD_READ
+from influcoder_ray.planning.requests import store_use
 from influcoder_ray.tables.datafiles import find_data_files
 from influcoder_ray.tables.fingerprint import Fingerprint
 from influcoder_ray.tables.place import Place
@@ -35,8 +35,6 @@ _TABLE = "embeddings"
 _SHARDS, _MANIFESTS = f"out/{_TABLE}/", f"out/_state/{_TABLE}/units/"
 _QUERIES, _TOP_K = 100, 20
 _MERGED_UNITS = 4096
-# Tables that a unit leaves: vectors; scores, rankings and counts of scores.
-_EMBED_TABLES, _ATTRIBUTE_TABLES = 1, 3
 
 T = TypeVar("T")
 
@@ -86,16 +84,14 @@ def request_figures(
 ) -> dict[str, float]:
     """Objects and requests of `count` units of `embed`, and of as many of `attribute`, and their price."""
     figures: dict[str, float] = {}
-    for stage, read, tables in (
-        ("embed", PIECE, _EMBED_TABLES),
-        ("attribute", SHARD_READ, _ATTRIBUTE_TABLES),
-    ):
-        requests = (read + COMMIT.with_tables(tables)).times(count)
+    for stage in ("embed", "attribute"):
+        use = store_use(stage, count)
+        assert use is not None
         figures |= {
-            f"{stage}_objects": float(count * (tables + 1)),
-            f"{stage}_writes": float(requests.writes),
-            f"{stage}_reads": float(requests.reads),
-            f"{stage}_request_cost": requests.cost(price_of_1000_writes, price_of_1000_reads),
+            f"{stage}_objects": float(use.objects),
+            f"{stage}_writes": float(use.requests.writes),
+            f"{stage}_reads": float(use.requests.reads),
+            f"{stage}_request_cost": use.requests.cost(price_of_1000_writes, price_of_1000_reads),
         }
     return figures
 
