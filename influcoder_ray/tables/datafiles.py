@@ -124,10 +124,11 @@ def _inspect(place: Place, relative: str, *, setting: str, identify: bool) -> Da
         if not relative.endswith(PARQUET):
             keys = json_lines.first_keys(place) if identify else ()
             return DataFile(place, relative, identity, None, keys, size_bytes=place.size_bytes())
-        with place.open() as stream:
-            footer = pq.ParquetFile(stream).metadata
+        # `footer.schema` would refer back to the footer, half a megabyte of a large file, and keep it.
+        with place.open() as stream, pq.ParquetFile(stream) as parquet:
+            footer = parquet.metadata
             rows = tuple(footer.row_group(i).num_rows for i in range(footer.num_row_groups))
-            schema = footer.schema.to_arrow_schema()
+            schema = parquet.schema_arrow
     except (pa.ArrowException, OSError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         kind = "Parquet" if relative.endswith(PARQUET) else "JSON Lines"

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from influcoder_ray.ahead import in_order
 from influcoder_ray.errors import RunFailed, UserError
 from influcoder_ray.tables import schemas
 from influcoder_ray.tables.datafiles import DataFile
@@ -329,17 +330,19 @@ class StageState:
     def _noted(self) -> dict[str, list[Manifest]]:
         """What notes hold, by their names; a note that cannot be read is none."""
         folder = self._folder / _NOTES
+        noted: dict[str, list[Manifest]] = {}
 
-        def read(name: str) -> list[Manifest]:
-            data = (folder / name).read_if_there()
-            try:
-                return [] if data is None else list(unpack(data))
-            except (ValueError, OSError):
-                return []
+        def read(name: str) -> tuple[str, bytes | None]:
+            return name, (folder / name).read_if_there()
 
         names = [entry.relative for entry in folder.files()]
-        with ThreadPoolExecutor(_THREADS) as threads:
-            return dict(zip(names, threads.map(read, names), strict=True))
+        # Threads wait for the store; unpacking keeps the interpreter to itself, and gains nothing from them.
+        for name, data in in_order(read, names, threads=_THREADS, ahead=_THREADS):
+            try:
+                noted[name] = [] if data is None else list(unpack(data))
+            except (ValueError, OSError):
+                noted[name] = []
+        return noted
 
     def _read_units(self, apart_from: Collection[str]) -> list[Manifest]:
         """Every unit's own manifest, but for those of units that are named."""
