@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from multiprocessing.connection import Connection
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import fsspec
 import numpy as np
@@ -100,15 +100,12 @@ class MadeUpStore(AbstractFileSystem):
     """A store of one table's shards that lists as many as it was told, and keeps what is written to it.
 
     A listing holds for each shard what s3fs keeps of it. It is not cached: every look is a new listing.
+    What is kept is the class's, for fsspec has an instance for each thread.
     """
 
     protocol = "madeup"
-    files: dict[str, bytes]
-    units: Sequence[str]
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self.files, self.units = {}, ()
+    files: ClassVar[dict[str, bytes]] = {}
+    units: ClassVar[Sequence[str]] = ()
 
     def find(self, path: str, maxdepth: Any = None, withdirs: bool = False, **options: Any) -> dict[str, Any]:
         root = self._strip_protocol(path).rstrip("/") + "/"
@@ -138,7 +135,8 @@ class MadeUpStore(AbstractFileSystem):
 
     def rm(self, path: str, recursive: bool = False, maxdepth: Any = None) -> None:
         name = self._strip_protocol(path)
-        self.files = {n: data for n, data in self.files.items() if n != name and not n.startswith(f"{name}/")}
+        for gone in [n for n in self.files if n == name or n.startswith(f"{name}/")]:
+            del self.files[gone]
 
     def _listed(self, root: str) -> Iterator[dict[str, Any]]:
         """Shards in the table's folder, manifests in the stage's."""
@@ -167,8 +165,8 @@ def made_up_state(units: Sequence[str]) -> StageState:
     """The record of a stage that has left a shard of each unit in a made-up store."""
     fsspec.register_implementation(MadeUpStore.protocol, MadeUpStore, clobber=True)
     root = Place(f"{MadeUpStore.protocol}://out")
-    store = root.filesystem
-    store.files, store.units = {}, units
+    MadeUpStore.files.clear()
+    MadeUpStore.units = units
     state = StageState(root, _TABLE, (_TABLE,))
     state.begin(Fingerprint({"stage": _TABLE}))
     return state

@@ -8,7 +8,7 @@ from pathlib import Path
 import benchmark
 import pytest
 from benchmarks.linked_corpus import linked_corpus
-from benchmarks.many_units import made_up_state, manifest_of, record_figures, request_figures
+from benchmarks.many_units import MadeUpStore, made_up_state, manifest_of, record_figures, request_figures
 from benchmarks.units import plan_of, throughput
 
 from influcoder_ray.errors import RunFailed, UserError
@@ -104,6 +104,14 @@ def test_the_record_of_units_in_a_made_up_store_holds_them_all(tmp_path: Path) -
     # Five are too few to be noted down, so each is read by itself.
     assert [state.take_up(units)[unit] for unit in units] == [manifest_of(unit) for unit in units]
     assert state.manifests().keys() == set(units)
+    # Notes are read by other threads, whose filesystems are others.
+    many = [f"{number:016x}" for number in range(300)]
+    state = made_up_state(many)
+    state.note([manifest_of(unit) for unit in many])
+    MadeUpStore.units = ()
+    assert state.manifests() == {}
+    MadeUpStore.units = many
+    assert state.manifests().keys() == set(many)
 
 
 def test_requests_cost_what_their_numbers_and_prices_say() -> None:
