@@ -38,7 +38,8 @@ class FaultyS3:
         busy_share: share of all other requests that are answered with 503 SlowDown.
         seed: of which ones these are.
 
-    `injured` counts what was done to requests, by kind; `requests` counts all that came.
+    `injured` counts what was done to requests, by kind; `requests` counts all that came, `asked` are their
+    methods and paths, and `bytes_given` those of the bodies that went back.
     """
 
     def __init__(
@@ -53,6 +54,8 @@ class FaultyS3:
         self.upstream = urlsplit(upstream)
         self.injured: Counter[str] = Counter()
         self.requests = 0
+        self.asked: list[tuple[str, str]] = []
+        self.bytes_given = 0
         self.silence_seconds = silence_seconds
         self._waiting = list(injuries)
         self._busy_share = busy_share
@@ -91,9 +94,14 @@ class FaultyS3:
         """The injuries that have befallen no request yet."""
         return list(self._waiting)
 
+    def gave(self, size_bytes: int) -> None:
+        with self._lock:
+            self.bytes_given += size_bytes
+
     def fate_of(self, method: str, path: str) -> str | None:
         with self._lock:
             self.requests += 1
+            self.asked.append((method, path))
             fate = None
             for injury in self._waiting:
                 if injury.method == method and re.search(injury.path, path):
@@ -135,6 +143,7 @@ class _Handler(BaseHTTPRequestHandler):
         reply = upstream.getresponse()
         data = reply.read()
         upstream.close()
+        server.gave(len(data))
         if fate == "lost answer":
             return self._cut()
         return self._answer(reply.status, dict(reply.getheaders()), data, cut=fate == "cut read")

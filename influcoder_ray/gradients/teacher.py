@@ -283,7 +283,7 @@ def _faults(sketches: Sketches, too_large: Sequence[int]) -> tuple[str, ...]:
 
 
 def _fetched(tensor: Tensor) -> np.ndarray:
-    """A tensor's numbers on the CPU; those of a GPU over pinned memory, which takes a fraction of the time."""
+    """A tensor's numbers on the CPU; those of a GPU over pinned memory, in a fraction of the time."""
     here = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
     found: np.ndarray = here.copy_(tensor).numpy()
     return found

@@ -7,6 +7,8 @@ from rich.console import Console
 from rich.table import Table
 
 from influcoder_ray.planning.arithmetic import Estimate
+from influcoder_ray.planning.requests import store_use
+from influcoder_ray.planning.work import Work
 
 _MINUTE, _HOUR = 60, 3600
 
@@ -45,6 +47,14 @@ def show(estimate: Estimate, workers: Sequence[int], rests_on: Sequence[str], co
     if priced:
         held = ", ".join(f"{_money(estimate.cost_with(count))} on {count:,}" for count in workers)
         _say(f"Workers that wait for the last unit of a stage are paid for too: {held}.", console)
+    for stage in estimate.stages:
+        use = store_use(stage.work.stage, stage.work.units)
+        if use is not None:
+            _say(
+                f"On S3 {stage.work.stage} leaves {use.objects:,} objects, with at least "
+                f"{use.requests.writes:,} requests that write and {use.requests.reads:,} that read.",
+                console,
+            )
     _say("What this rests on:", console)
     for line in rests_on:
         _say(f"  {line}", console)
@@ -64,6 +74,7 @@ def as_json(estimate: Estimate, workers: Sequence[int], rests_on: Sequence[str])
                 "wall_seconds": {str(count): stage.wall_seconds[count] for count in workers},
                 "bytes_written": stage.work.bytes_written,
                 "cost": stage.cost,
+                **_store(stage.work),
             }
             for stage in estimate.stages
         },
@@ -74,6 +85,15 @@ def as_json(estimate: Estimate, workers: Sequence[int], rests_on: Sequence[str])
         "cost": estimate.cost,
         "cost_with_waiting_workers": {str(count): estimate.cost_with(count) for count in workers},
         "rests_on": list(rests_on),
+    }
+
+
+def _store(work: Work) -> dict[str, int | None]:
+    use = store_use(work.stage, work.units)
+    return {
+        "objects": None if use is None else use.objects,
+        "write_requests": None if use is None else use.requests.writes,
+        "read_requests": None if use is None else use.requests.reads,
     }
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from influcoder_ray.ahead import in_order
 from influcoder_ray.attribution.distribution import percentile_of_rank
 from influcoder_ray.attribution.topk import Ranking, merge_each
 from influcoder_ray.config import PipelineSettings
@@ -17,13 +18,15 @@ from influcoder_ray.tables import schemas
 from influcoder_ray.tables.datafiles import DataFile
 from influcoder_ray.tables.fingerprint import Fingerprint, digest_of
 from influcoder_ray.tables.place import Place
-from influcoder_ray.tables.state import Manifest, Output, StageState
+from influcoder_ray.tables.state import CommittedFile, Manifest, Output, StageState
 from influcoder_ray.tables.units import plan_units
 
 ATTRIBUTIONS, GROUP, HISTOGRAM = "attributions", "group_influence", "_state/attribute/histogram"
 TEXT_NEIGHBOURS = "text_neighbours"
 _RANKINGS, _TEXT_RANKINGS = "_state/attribute/rankings", "_state/attribute/text_rankings"
 ROWS_PER_UNIT = 1 << 18
+# That read the units' rankings, which are small.
+_THREADS = 16
 
 
 def state(root: Place) -> StageState:
@@ -125,24 +128,35 @@ def _best(
 
 
 def _rankings(record: StageState, table: str, queries: int) -> Iterator[Ranking]:
-    """That of each unit, the files of a table read one after the other."""
+    """That of each unit, in order, a few read ahead: most of the time is waiting for a store."""
     from influcoder_ray.stages.work.search import ranking_of
 
-    examples = {f.path: m.rows_out for m in record.manifests().values() for f in m.files}
-    for file in record.files(table):
+    manifests = record.manifests()
+    found = [(f, m.rows_out) for _, m in sorted(manifests.items()) for f in m.files if f.table == table]
+
+    def read(one: tuple[CommittedFile, int]) -> Ranking:
+        file, examples = one
         with (record.root / file.path).open() as stream:
             rows = pq.ParquetFile(stream).read(columns=["score", "example_id"])
-        yield ranking_of(rows, queries, examples[file.path], file.path)
+        return ranking_of(rows, queries, examples, file.path)
+
+    yield from in_order(read, found, threads=_THREADS, ahead=_THREADS)
 
 
 def _read_again(record: StageState, best: Ranking) -> tuple[np.ndarray, np.ndarray]:
     """The source and the familiarity of each place of a ranking, from the tables that it names."""
     shards, rows = best.shards.reshape(-1), best.rows.reshape(-1)
     sources, familiarity = np.empty(len(rows), object), np.empty(len(rows), np.float32)
-    for shard in sorted(set(shards.tolist())):
-        places = np.flatnonzero(shards == shard)
+    order = np.argsort(shards, kind="stable")
+    names, firsts = np.unique(shards[order], return_index=True)
+
+    def read(one: tuple[str, np.ndarray]) -> tuple[np.ndarray, pa.Table]:
+        shard, places = one
         with (record.root / shard).open() as stream:
             table = pq.ParquetFile(stream).read(columns=["source", "familiarity"])
-        found = table.take(pa.array(rows[places]))
+        return places, table.take(pa.array(rows[places]))
+
+    of_shards = zip(names.tolist(), np.split(order, firsts[1:]), strict=True)
+    for places, found in in_order(read, of_shards, threads=_THREADS, ahead=_THREADS):
         sources[places], familiarity[places] = found["source"].to_numpy(), found["familiarity"].to_numpy()
     return sources, familiarity

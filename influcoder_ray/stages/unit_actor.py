@@ -18,7 +18,7 @@ from influcoder_ray.stages.casualties import LOADING, Record, tell_of_hang
 from influcoder_ray.stages.metrics import UnitMetrics
 from influcoder_ray.stages.watch import Watch
 from influcoder_ray.tables.place import Place
-from influcoder_ray.tables.state import Output, StageState
+from influcoder_ray.tables.state import Manifest, Output, StageState
 from influcoder_ray.tables.units import Unit
 
 T = TypeVar("T")
@@ -90,19 +90,19 @@ class UnitActor:
         return made
 
     def _summary(self, unit: Unit) -> dict[str, Any]:
-        fault = self._fault(unit)
-        if fault is None:
-            return {"unit_id": unit.unit_id, "error": None}
-        where = "" if fault.of_all else f"{unit}: "
+        done = self._done(unit)
+        if isinstance(done, Manifest):
+            return {"unit_id": unit.unit_id, "error": None, "manifest": done.to_json().decode()}
+        where = "" if done.of_all else f"{unit}: "
         return {
             "unit_id": unit.unit_id,
-            "error": f"{where}{fault.text}",
-            "of_all": fault.of_all,
-            "stack": fault.stack,
+            "error": f"{where}{done.text}",
+            "of_all": done.of_all,
+            "stack": done.stack,
         }
 
-    def _fault(self, unit: Unit) -> "_Fault | None":
-        """Do a unit; what went wrong with it in every attempt, or None."""
+    def _done(self, unit: Unit) -> "Manifest | _Fault":
+        """Do a unit; the manifest that vouches for it, or what went wrong with it in every attempt."""
         work = self._work
         if isinstance(work, _Fault):
             return work
@@ -114,16 +114,17 @@ class UnitActor:
             ray.get(self._past.begin.remote(unit.unit_id))
             outcome = _tried(lambda: self._do(work, unit))
             self._past.end.remote(unit.unit_id)
-        return outcome if isinstance(outcome, _Fault) else None
+        return outcome
 
-    def _do(self, work: UnitWork, unit: Unit) -> None:
+    def _do(self, work: UnitWork, unit: Unit) -> Manifest:
         with self._watch.over(unit.unit_id, "reading"):
             rows = work.read(unit)
         output, seconds = self._computing.submit(self._computed, work, unit, rows).result()
         with self._watch.over(unit.unit_id, "writing"):
-            self._state.commit(unit.unit_id, output, seconds)
+            manifest = self._state.commit(unit.unit_id, output, seconds)
         self._metrics.unit_done(output, seconds)
         self._board.set.remote(unit.unit_id, output.rows_in)
+        return manifest
 
     def _computed(self, work: UnitWork, unit: Unit, rows: Any) -> tuple[Output, float]:
         """What the stage's function gives, and the seconds that it took."""

@@ -48,25 +48,25 @@ def run_units(
             workers could not begin at all.
     """
     plan.state.begin(fingerprint)
-    wanted = {u.unit_id: u for u in plan.units}
-    done = {k: v for k, v in plan.state.manifests().items() if k in wanted}
+    wanted = {u.unit_id for u in plan.units}
+    done = {k: v for k, v in plan.state.take_up(wanted).items() if k in wanted}
     todo = [u for u in plan.units if u.unit_id not in done]
     if todo:
         if done:
             display.say(f"  {plan.state.stage}: {len(done)} of {len(wanted)} units are done already")
-        failures = _run(plan, todo, reservation, display, unit)
+        failures = _run(plan, todo, done, reservation, display, unit)
         if failures:
             raise RunFailed(
                 f"{plan.state.stage}: {len(failures)} of {len(wanted)} units could not be done, the first "
                 f"one being {failures[0]['error']}; the others are kept: run the same command again"
             )
-    found = plan.state.manifests()
-    missing = wanted.keys() - found.keys()
+    found = plan.state.whole(done.values())
+    missing = wanted - found.keys()
     if missing:
         raise RunFailed(
             f"{plan.state.stage}: {len(missing)} units left no manifest; run the same command again"
         )
-    return {k: found[k] for k in wanted}
+    return {u.unit_id: found[u.unit_id] for u in plan.units}
 
 
 def one_unit(
@@ -103,14 +103,27 @@ def one_unit(
 
 
 def _run(
-    plan: WorkPlan, todo: Sequence[Unit], reservation: Reservation, display: Display, unit: str
+    plan: WorkPlan,
+    todo: Sequence[Unit],
+    done: dict[str, Manifest],
+    reservation: Reservation,
+    display: Display,
+    unit: str,
 ) -> list[dict[str, Any]]:
+    """Do units, and put the manifests that they leave among those of units that are done; the failures."""
     counts = [u.rows for u in todo]
     total = None if None in counts else sum(c for c in counts if c is not None)
     failures = []
+    fresh: list[Manifest] = []
     with casualties.counted() as past, display.stage(plan.state.stage, total, unit) as board:
         for summary in _summaries(plan, todo, reservation, board, past):
             if not summary["error"]:
+                manifest = Manifest.from_json(summary["manifest"].encode())
+                done[manifest.unit_id] = manifest
+                fresh.append(manifest)
+                if len(fresh) == _UNITS_AT_ONCE:
+                    plan.state.note(fresh)
+                    fresh = []
                 continue
             if summary["stack"] or not summary["of_all"]:
                 _keep(plan.state, summary)

@@ -149,10 +149,11 @@ def _inspect(place: Place, relative: str, *, setting: str, where: Where, identif
             _require_matchable_lines(place, kinds, where, setting)
             size = place.size_bytes()
             return DataFile(place, relative, identity, None, tuple(kinds), size_bytes=size, where=where)
-        with place.open() as stream:
-            footer = pq.ParquetFile(stream).metadata
+        # `footer.schema` would refer back to the footer, half a megabyte of a large file, and keep it.
+        with place.open() as stream, pq.ParquetFile(stream) as parquet:
+            footer = parquet.metadata
             rows = tuple(footer.row_group(i).num_rows for i in range(footer.num_row_groups))
-            schema = footer.schema.to_arrow_schema()
+            schema = parquet.schema_arrow
             if where:
                 _require_matchable(place, schema, where, setting)
                 may_match = groups_that_may_match(where, stream)

@@ -66,14 +66,13 @@ def file_identity(place: Place) -> str:
     """
     size = place.size_bytes()
     digest = hashlib.sha256(str(size).encode())
-    with place.open() as stream:
-        if size <= _WHOLE_BYTES:
+    if size <= _WHOLE_BYTES:
+        with place.open() as stream:
             while block := stream.read(_SAMPLE_BYTES):
                 digest.update(block)
-        else:
-            for sample in range(_SAMPLES):
-                stream.seek((size - _SAMPLE_BYTES) * sample // (_SAMPLES - 1))
-                digest.update(stream.read(_SAMPLE_BYTES))
+    else:
+        for sample in range(_SAMPLES):
+            digest.update(place.read_range((size - _SAMPLE_BYTES) * sample // (_SAMPLES - 1), _SAMPLE_BYTES))
     return digest.hexdigest()[:32]
 
 

@@ -1,13 +1,15 @@
 """What vouches for a unit's files, and how the manifests of a finished stage lie in one file."""
 
+import io
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import pyarrow as pa
 
 _CODEC = "zstd"
+_BUFFER_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,15 +64,19 @@ class Manifest:
 
 
 def pack(manifests: Iterable[Manifest]) -> bytes:
-    """Manifests as one compressed file of JSON lines, in order of unit id, whatever order they come in."""
-    lines = [manifest.to_json() + b"\n" for manifest in sorted(manifests, key=lambda m: m.unit_id)]
+    """Manifests as one compressed file of JSON lines, in order of unit id, whatever order they come in.
+
+    Those of a million units are half a gigabyte of text, which is never held.
+    """
     sink = pa.BufferOutputStream()
     with pa.CompressedOutputStream(sink, _CODEC) as stream:
-        stream.write(b"".join(lines))
+        for manifest in sorted(manifests, key=lambda m: m.unit_id):
+            stream.write(manifest.to_json() + b"\n")
     return bytes(sink.getvalue())
 
 
-def unpack(data: bytes) -> list[Manifest]:
+def unpack(data: bytes) -> Iterator[Manifest]:
     """The manifests that `pack` was given, in order of unit id."""
     with pa.CompressedInputStream(pa.BufferReader(data), _CODEC) as stream:
-        return [Manifest.from_json(line) for line in stream.read().splitlines()]
+        for line in io.BufferedReader(stream, _BUFFER_BYTES):
+            yield Manifest.from_json(line)

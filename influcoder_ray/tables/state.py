@@ -2,20 +2,24 @@
 
 Everything lies under `<output>/_state/<stage>/`, so the tables themselves are folders of Parquet
 and nothing else. A reader reads the files that manifests name, and no others. A stage that is finished
-has its manifests in one file too, so that reading them takes as long for many units as for few.
+has its manifests in one file too, so that reading them takes as long for many units as for few. While it
+runs, the driver notes down those that have come, some thousand in a file, so that the next driver need not
+read each by itself either. Both are copies: a unit is done when its own manifest is written.
 """
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from influcoder_ray.ahead import in_order
 from influcoder_ray.errors import RunFailed, UserError
 from influcoder_ray.tables import schemas
 from influcoder_ray.tables.datafiles import DataFile
@@ -26,7 +30,9 @@ from influcoder_ray.tables.place import Place
 __all__ = ["CommittedFile", "Manifest", "Output", "StageState", "parquet_bytes", "quarantine_table"]
 
 _THREADS = 16
-_TOTALS, _PACKED = "totals.json", "manifests.jsonl.zst"
+_TOTALS, _PACKED, _NOTES = "totals.json", "manifests.jsonl.zst", "notes"
+# Manifests that are read as quickly one by one as they are noted down.
+_FEW = 256
 _QUARANTINE = "quarantine"
 
 
@@ -122,7 +128,46 @@ class StageState:
 
     def manifests(self) -> dict[str, Manifest]:
         """The manifests whose files are all there in the size that they vouch for, by unit."""
-        return self._whole(self._written(self._closing()))
+        return self.whole(self._written(self._closing()))
+
+    def take_up(self, unit_ids: Collection[str]) -> dict[str, Manifest]:
+        """As `manifests`, for a driver that is about to do those of these units which are not among them.
+
+        What notes say of such a unit would outlast what is made of it now, so they are removed; those
+        manifests that had to be read one by one are noted down, if they are many.
+        """
+        noted = self._noted()
+        own = self._read_units(apart_from={m.unit_id for note in noted.values() for m in note})
+        found = self.whole(chain(own, *noted.values()))
+        anew = own
+        for name, note in noted.items():
+            if any(m.unit_id in unit_ids and m.unit_id not in found for m in note):
+                (self._folder / _NOTES / name).remove()
+                anew = anew + note
+        self.note([manifest for manifest in anew if manifest.unit_id in found])
+        return found
+
+    def note(self, manifests: Sequence[Manifest]) -> None:
+        """Write manifests of committed units down together, for `manifests` to read; few are left alone."""
+        if len(manifests) >= _FEW:
+            name = digest_of(sorted(manifest.unit_id for manifest in manifests))[:16]
+            (self._folder / _NOTES / f"{name}.jsonl.zst").write_whole(pack(manifests))
+
+    def whole(self, manifests: Iterable[Manifest]) -> dict[str, Manifest]:
+        """Those of which every file is there in the size that they vouch for, by unit.
+
+        Takes a listing of each table, and reads nothing.
+        """
+        sizes = self._table_sizes()
+        held: dict[str, Manifest] = {}
+        knows_quarantine = False
+        for manifest in manifests:
+            if not knows_quarantine and any(file.table == _QUARANTINE for file in manifest.files):
+                sizes |= self._quarantine_sizes()
+                knows_quarantine = True
+            if all(sizes.get(file.path) == file.size_bytes for file in manifest.files):
+                held[manifest.unit_id] = manifest
+        return held
 
     def commit(self, unit_id: str, output: Output, seconds: float) -> Manifest:
         """Write a unit's tables whole, then the manifest that vouches for them.
@@ -196,14 +241,14 @@ class StageState:
             return False
         if closing["units"] != digest_of(sorted(unit_ids)):
             return False
-        return set(unit_ids) <= self._whole(self._written(closing)).keys()
+        return set(unit_ids) <= self.whole(self._written(closing)).keys()
 
     def is_complete(self) -> bool:
         """Whether the stage was finished, with whatever settings, and every file is still in place."""
         closing = self._closing()
         if closing is None:
             return False
-        return bool(closing["units"] == digest_of(sorted(self._whole(self._written(closing)))))
+        return bool(closing["units"] == digest_of(sorted(self.whole(self._written(closing)))))
 
     def files(self, table: str) -> list[CommittedFile]:
         """The files of a table that manifests vouch for, in order of unit id."""
@@ -267,31 +312,44 @@ class StageState:
         held = (self._folder / _TOTALS).read_if_there()
         return None if held is None else dict(json.loads(held))
 
-    def _written(self, closing: Mapping[str, Any] | None) -> list[Manifest]:
+    def _written(self, closing: Mapping[str, Any] | None) -> Iterator[Manifest]:
         """Every manifest that was written: out of one file, where a closing record vouches for that.
 
         The file is a copy. Where it is gone, damaged, or of a version that wrote none, the manifests
-        themselves are read.
+        themselves are read, those that are noted down out of the notes.
         """
         if closing is not None and "manifests" in closing:
             data = (self._folder / _PACKED).read_if_there()
             if data is not None and hashlib.sha256(data).hexdigest() == closing["manifests"]:
-                return unpack(data)
+                yield from unpack(data)
+                return
+        noted = self._noted()
+        yield from self._read_units(apart_from={m.unit_id for note in noted.values() for m in note})
+        yield from chain.from_iterable(noted.values())
+
+    def _noted(self) -> dict[str, list[Manifest]]:
+        """What notes hold, by their names; a note that cannot be read is none."""
+        folder = self._folder / _NOTES
+        noted: dict[str, list[Manifest]] = {}
+
+        def read(name: str) -> tuple[str, bytes | None]:
+            return name, (folder / name).read_if_there()
+
+        names = [entry.relative for entry in folder.files()]
+        # Threads wait for the store; unpacking keeps the interpreter to itself, and gains nothing from them.
+        for name, data in in_order(read, names, threads=_THREADS, ahead=_THREADS):
+            try:
+                noted[name] = [] if data is None else list(unpack(data))
+            except (ValueError, OSError):
+                noted[name] = []
+        return noted
+
+    def _read_units(self, apart_from: Collection[str]) -> list[Manifest]:
+        """Every unit's own manifest, but for those of units that are named."""
         units = self._folder / "units"
-        names = [entry.relative for entry in units.files()]
+        names = [e.relative for e in units.files() if e.relative.removesuffix(".json") not in apart_from]
         with ThreadPoolExecutor(_THREADS) as threads:
             return list(threads.map(lambda name: Manifest.from_json((units / name).read_bytes()), names))
-
-    def _whole(self, manifests: Sequence[Manifest]) -> dict[str, Manifest]:
-        """Those of which every file is there in the size that they vouch for, by unit."""
-        sizes = self._table_sizes()
-        if any(file.table == _QUARANTINE for manifest in manifests for file in manifest.files):
-            sizes |= self._quarantine_sizes()
-        return {
-            manifest.unit_id: manifest
-            for manifest in manifests
-            if all(sizes.get(file.path) == file.size_bytes for file in manifest.files)
-        }
 
     def _vouch(self, manifest: Manifest) -> Manifest:
         (self._folder / "units" / f"{manifest.unit_id}.json").write_whole(manifest.to_json())

@@ -94,6 +94,37 @@ def show_embedding(figures: dict[str, Any]) -> None:
 def show_units(figures: dict[str, Any]) -> None:
     """Print what the benchmark of units found."""
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    if "units" in figures:
+        _show_throughput(figures, console)
+    held, plan = figures["driver_bytes_per_planned_unit"], figures["driver_bytes_per_unit_of_plan"]
+    memory = "unknown" if held is None else f"{held:,.0f} bytes a unit, the plan itself {plan:,.0f}"
+    console.print(
+        f"{figures['planned_units']:,} units are planned in {figures['seconds_to_plan']:.1f} s; "
+        f"driver memory: {memory} (run for {figures['memory_seconds']:g} s after the first unit)"
+    )
+    console.print(
+        f"{figures['listed_files']:,} files of {figures['listed_rows']:,} rows are listed in "
+        f"{figures['seconds_to_list']:.1f} s, and cut into {figures['listed_units']:,} units in "
+        f"{figures['seconds_to_plan_listed']:.1f} s"
+    )
+    most, held = figures["bytes_per_unit_to_take_up"], figures["bytes_per_unit_taken_up"]
+    memory = "unknown memory" if most is None else f"{held:,.0f} bytes a unit, {most:,.0f} meanwhile"
+    console.print(
+        f"the driver hands out and commits {figures['driver_units_per_second']:,.1f} units a second; "
+        f"its record is taken up again in {figures['seconds_to_take_up']:.1f} s ({memory}), "
+        f"closed in {figures['seconds_to_close']:.1f} s, "
+        f"read by a later stage in {figures['seconds_to_read_closed']:.1f} s; "
+        f"{figures['rankings_merged_per_second']:,.0f} units' rankings are merged in a second"
+    )
+    for stage in ("embed", "attribute"):
+        console.print(
+            f"{stage} on S3: {figures[f'{stage}_objects']:,.0f} objects, {figures[f'{stage}_writes']:,.0f} "
+            f"writing and {figures[f'{stage}_reads']:,.0f} reading requests, "
+            f"{figures[f'{stage}_request_cost']:,.2f} for them"
+        )
+
+
+def _show_throughput(figures: dict[str, Any], console: Console) -> None:
     table = Table(
         title=f"{figures['units']:,} units of {figures['sleep_seconds']:g} s of sleep on "
         f"{figures['actors']} actors"
@@ -117,12 +148,6 @@ def show_units(figures: dict[str, Any]) -> None:
         f"{figures['units'] / figures['wall_seconds']:.2f}",
     )
     console.print(table)
-    held, plan = figures["driver_bytes_per_planned_unit"], figures["driver_bytes_per_unit_of_plan"]
-    memory = "unknown" if held is None else f"{held:,.0f} bytes a unit, the plan itself {plan:,.0f}"
-    console.print(
-        f"{figures['planned_units']:,} units are planned in {figures['seconds_to_plan']:.1f} s; "
-        f"driver memory: {memory} (run for {figures['memory_seconds']:g} s after the first unit)"
-    )
 
 
 def show_search(figures: dict[str, Any]) -> None:

@@ -13,7 +13,23 @@ Keys of the JSON file:
                                     it had done some of them for `memory_seconds`, for each of them; null
                                     where the kernel keeps no record
     driver_bytes_per_unit_of_plan   of these, what the plan itself takes
-    units, sleep_seconds, actors, scaling_units, planned_units, memory_seconds, versions
+    driver_units_per_second         units of that plan, whose work is nothing, that were handed out, committed
+                                    and heard of in those seconds: no run is faster, however many workers
+    listed_files, listed_rows, listed_units
+                                    of a corpus of so many units, one file under many names
+    seconds_to_list, bytes_per_listed_file
+                                    to find its files, read their footers and identify them
+    seconds_to_plan_listed, bytes_per_listed_unit
+                                    to cut them into units
+    seconds_to_take_up              of a run that goes on: to find out which of `planned_units` are done
+    bytes_per_unit_to_take_up       the most that its driver grew by meanwhile; bytes_per_unit_taken_up: what
+                                    it then holds of each
+    seconds_to_close                to record that all are done; seconds_to_read_closed: for a later stage to
+                                    read that. All four are of a store that answers at once
+    rankings_merged_per_second      of units' best 20 for 100 queries
+    embed_objects, embed_writes, embed_reads, embed_request_cost, attribute_...
+                                    objects that `planned_units` leave on S3, requests, and their price
+    units, sleep_seconds, actors, scaling_units, planned_units, memory_seconds, prices, versions
 """
 
 import argparse
@@ -37,6 +53,9 @@ from typing import Any
 import pyarrow as pa
 from rich.console import Console
 
+from benchmarks.linked_corpus import linked_corpus
+from benchmarks.many_units import merge_figures, record_figures, request_figures
+from benchmarks.own_memory import own_bytes
 from benchmarks.table import show_units
 from influcoder_ray import __version__
 from influcoder_ray.config import WorkersSpec
@@ -77,6 +96,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=30.0,
         help="how long to run the large plan once its first unit is done; they do not sleep (%(default)s)",
+    )
+    parser.add_argument(
+        "--corpus",
+        metavar="FOLDER",
+        help="where to leave the corpus of that plan, for influcoder-ray plan: one file under many names",
+    )
+    parser.add_argument("--rows-per-unit", type=int, default=1000, help="of that corpus (%(default)s)")
+    parser.add_argument("--words", type=int, default=400, help="of a text of that corpus (%(default)s)")
+    parser.add_argument(
+        "--prices",
+        type=float,
+        nargs=2,
+        metavar=("WRITES", "READS"),
+        default=[0.005, 0.0004],
+        help="of 1,000 PUT, POST or LIST requests, and of 1,000 GET or HEAD (0.005 0.0004: dollars, "
+        "S3 Standard in us-east-1, https://aws.amazon.com/s3/pricing/)",
+    )
+    parser.add_argument(
+        "--only-plan", action="store_true", help="only what concerns the large plan; no unit sleeps"
     )
     parser.add_argument("--output", metavar="FOLDER", help="where units are committed; a temporary folder")
     parser.add_argument("--address", help="Ray cluster to join; else Ray starts here")
@@ -153,9 +191,31 @@ def throughput(manifests: Iterable[Manifest], actors: int, called_at: float, sec
 def _figures(arguments: argparse.Namespace, root: Place) -> dict[str, Any]:
     """Everything measured, by the keys of the JSON file."""
     log = Console(stderr=True)
-    sleep = arguments.sleep_seconds
     log.print(f"planning {arguments.planned_units:,} units, and running them a while", highlight=False)
-    memory = _memory(arguments, root)
+    figures: dict[str, Any] = dict(_memory(arguments, root))
+    log.print("its record, without its shards", highlight=False)
+    with tempfile.TemporaryDirectory() as folder:
+        corpus = Path(arguments.corpus or folder)
+        linked_corpus(corpus, arguments.planned_units, arguments.rows_per_unit, arguments.words)
+        figures |= record_figures(str(corpus))
+    figures |= merge_figures(arguments.planned_units)
+    writes, reads = arguments.prices
+    figures |= request_figures(
+        arguments.planned_units, price_of_1000_writes=writes, price_of_1000_reads=reads
+    )
+    figures |= {
+        "planned_units": arguments.planned_units,
+        "memory_seconds": arguments.memory_seconds,
+        "prices": arguments.prices,
+        "versions": {"influcoder-ray": __version__, "python": platform.python_version()}
+        | {name: version(name) for name in _VERSIONS},
+    }
+    return figures if arguments.only_plan else _throughput_figures(arguments, root, log) | figures
+
+
+def _throughput_figures(arguments: argparse.Namespace, root: Place, log: Console) -> dict[str, Any]:
+    """What units that sleep tell."""
+    sleep = arguments.sleep_seconds
     found = {}
     for actors, units in ((1, arguments.scaling_units), (2, arguments.scaling_units)):
         log.print(f"{units:,} units on {actors} of 2 workers", highlight=False)
@@ -172,15 +232,10 @@ def _figures(arguments: argparse.Namespace, root: Place) -> dict[str, Any]:
         "start_up_seconds": whole.start_up_seconds,
         "two_workers_over_one": found[2].units_per_second / found[1].units_per_second,
         "two_workers_over_one_with_start_up": found[1].seconds / found[2].seconds,
-        **memory,
         "units": arguments.units,
         "sleep_seconds": sleep,
         "actors": arguments.actors,
         "scaling_units": arguments.scaling_units,
-        "planned_units": arguments.planned_units,
-        "memory_seconds": arguments.memory_seconds,
-        "versions": {"influcoder-ray": __version__, "python": platform.python_version()}
-        | {name: version(name) for name in _VERSIONS},
     }
 
 
@@ -260,11 +315,11 @@ def _large_plan(
     # What Ray and Ray Data take once, whatever the plan, is not the plan's.
     _do(Place(root) / "first", plan_of(Place(root), actors), actors, 0.0)
     gc.collect()
-    before = _own_bytes()
+    before = own_bytes()
     started = time.monotonic()
     units = plan_of(Place(root), count)
     to_plan = time.monotonic() - started
-    planned = _own_bytes()
+    planned = own_bytes()
     told = threading.Event()
     record = Place(root) / "large/_state/units/units"
 
@@ -275,11 +330,13 @@ def _large_plan(
         most, handed_over = planned or 0, time.monotonic()
         first: float | None = None
         while (first is None or time.monotonic() < first + seconds) and not told.wait(_WATCH_SECONDS):
-            most = max(most, _own_bytes() or 0)
+            most = max(most, own_bytes() or 0)
             if first is None and record.files():
                 first = time.monotonic()
+        done, lasted = len(record.files()), time.monotonic() - (first or handed_over)
         pipe.send(
             {
+                "driver_units_per_second": done / lasted,
                 "seconds_to_plan": to_plan,
                 "seconds_to_first_planned_unit": None if first is None else first - handed_over,
                 "driver_bytes_per_planned_unit": per_unit(most),
@@ -300,12 +357,3 @@ def _large_plan(
     finally:
         told.set()
         watcher.join()
-
-
-def _own_bytes() -> int | None:
-    """Memory of this process that it shares with none, as the kernel tells it, or None where it does not."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return None
-    fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
-    return int(fields["RssAnon"].split()[0]) * 1024

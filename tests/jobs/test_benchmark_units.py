@@ -7,11 +7,16 @@ from pathlib import Path
 
 import benchmark
 import pytest
+from benchmarks.linked_corpus import linked_corpus
+from benchmarks.many_units import MadeUpStore, made_up_state, manifest_of, record_figures, request_figures
 from benchmarks.units import plan_of, throughput
 
-from influcoder_ray.errors import RunFailed
+from influcoder_ray.errors import RunFailed, UserError
+from influcoder_ray.tables.cells import read_cells
+from influcoder_ray.tables.datafiles import find_data_files
 from influcoder_ray.tables.place import Place
 from influcoder_ray.tables.state import Manifest
+from influcoder_ray.tables.units import plan_units
 
 CALLED_AT = 1000.0
 
@@ -75,6 +80,51 @@ def test_a_plan_has_as_many_different_units_as_were_asked_for() -> None:
         assert len({unit.unit_id for unit in units}) == len(units) == count
 
 
+def test_a_corpus_of_links_is_found_as_one_of_its_size(tmp_path: Path) -> None:
+    """Prevents figures for a billion rows out of a corpus that has fewer, or units that have one name."""
+    linked_corpus(tmp_path / "corpus", 300, 7, 40)
+    files = find_data_files(str(tmp_path / "corpus"), setting="test")
+    units = plan_units(files, rows_per_unit=1, fingerprint="f")
+    assert len({unit.unit_id for unit in units}) == len(units) == 300
+    assert {unit.rows for unit in units} == {7}
+    assert len(read_cells(units[-1], ["text"])["text"][0].split()) == 40
+    assert sum(path.stat().st_size for path in (tmp_path / "corpus").iterdir()) / 3 < 200_000
+    with pytest.raises(UserError, match="is not empty"):
+        linked_corpus(tmp_path / "corpus", 300, 7, 40)
+
+
+def test_the_record_of_units_in_a_made_up_store_holds_them_all(tmp_path: Path) -> None:
+    """Prevents seconds for a million units out of a record that has lost some."""
+    linked_corpus(tmp_path / "corpus", 600, 2, 3)
+    figures = record_figures(str(tmp_path / "corpus"))
+    assert (figures["listed_files"], figures["listed_rows"], figures["listed_units"]) == (6, 1200, 600)
+    assert all(value is not None and value >= 0 for name, value in figures.items() if "seconds" in name)
+    units = [f"{number:016x}" for number in range(5)]
+    state = made_up_state(units)
+    # Five are too few to be noted down, so each is read by itself.
+    assert [state.take_up(units)[unit] for unit in units] == [manifest_of(unit) for unit in units]
+    assert state.manifests().keys() == set(units)
+    # Notes are read by other threads, whose filesystems are others.
+    many = [f"{number:016x}" for number in range(300)]
+    state = made_up_state(many)
+    state.note([manifest_of(unit) for unit in many])
+    MadeUpStore.units = ()
+    assert state.manifests() == {}
+    MadeUpStore.units = many
+    assert state.manifests().keys() == set(many)
+
+
+def test_requests_cost_what_their_numbers_and_prices_say() -> None:
+    """Prevents a bill for a million units that leaves out a table, or the reading."""
+    figures = request_figures(1000, price_of_1000_writes=5.0, price_of_1000_reads=1.0)
+    assert figures["embed_objects"] == 2000
+    assert figures["attribute_objects"] == 4000
+    for stage in ("embed", "attribute"):
+        writes, reads = figures[f"{stage}_writes"], figures[f"{stage}_reads"]
+        assert writes >= figures[f"{stage}_objects"]
+        assert figures[f"{stage}_request_cost"] == (writes * 5 + reads) / 1000
+
+
 @pytest.mark.long
 def test_a_small_run_writes_every_key_with_a_sane_value(tmp_path: Path) -> None:
     """Prevents a measurement of minutes that ends in a traceback, or in figures of something else."""
@@ -93,3 +143,6 @@ def test_a_small_run_writes_every_key_with_a_sane_value(tmp_path: Path) -> None:
     assert 1 < figures["two_workers_over_one"] < 2.5
     assert figures["driver_bytes_per_planned_unit"] >= figures["driver_bytes_per_unit_of_plan"] > 0
     assert (figures["units"], figures["actors"], figures["planned_units"]) == (40, 2, 3000)
+    assert figures["driver_units_per_second"] > 0
+    assert figures["listed_units"] == 3000
+    assert figures["bytes_per_unit_to_take_up"] >= figures["bytes_per_unit_taken_up"] > 0

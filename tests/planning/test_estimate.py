@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from influcoder_ray.planning.arithmetic import Estimate, estimate
 from influcoder_ray.planning.speed import Speeds
+from influcoder_ray.planning.table import as_json
 from influcoder_ray.planning.work import Kind, Work
 
 SPEEDS = Speeds({"scan": 1e4, "gradients": 1e12, "encoder": 3e12, "training": 2e12, "search": 1e10})
@@ -82,3 +83,15 @@ def test_floating_point_operations_are_those_of_models_and_search_alone() -> Non
     one = work(2, {"scan": 7.0, "gradients": 100.0}, {"encoder": 20.0, "search": 3.0})
     assert one.flops == 123
     assert estimate([one, one], SPEEDS, workers=[1]).flops == 246
+
+
+def test_objects_and_requests_follow_from_the_units_where_they_are_counted() -> None:
+    """Prevents a plan of a million units that says nothing of what S3 will hold and bill."""
+    works = [
+        Work(stage, units=1000, shared={}, shared_units=1000) for stage in ("embed", "attribute", "sketch")
+    ]
+    stages = as_json(estimate(works, SPEEDS, workers=[1]), [1], [])["stages"]
+    assert (stages["embed"]["objects"], stages["attribute"]["objects"]) == (2000, 4000)
+    assert stages["embed"]["write_requests"] == 2000
+    assert stages["attribute"]["read_requests"] > stages["embed"]["read_requests"] > 2000
+    assert stages["sketch"]["objects"] is None

@@ -15,6 +15,7 @@ from influcoder_ray.tables.fingerprint import Fingerprint
 from influcoder_ray.tables.place import Place
 from influcoder_ray.tables.state import (
     CommittedFile,
+    Manifest,
     Output,
     StageState,
     parquet_bytes,
@@ -390,3 +391,74 @@ def test_a_commit_that_dies_before_its_manifest_leaves_the_unit_undone(
     assert _ids(state) == []
     _commit(state, "u1", "a")
     assert _ids(state) == ["a"]
+
+
+def _noted(state: StageState, count: int = 300) -> dict[str, Manifest]:
+    """Units of a stage that runs, each committed and all of them noted down together."""
+    for number in range(count):
+        _commit(state, f"u{number:03}", f"{number}")
+    state.note(list(state.manifests().values()))
+    return state.manifests()
+
+
+def test_units_that_are_noted_down_are_taken_up_without_reading_their_manifests(
+    state: StageState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prevents a run of a million units from reading a million small files before it goes on."""
+    written = _noted(state)
+    _commit(state, "v", "one more, set aside", set_aside=1)
+    read: list[str] = []
+    whole = Place.read_bytes
+
+    def watch(place: Place) -> bytes:
+        read.append(place.name)
+        return whole(place)
+
+    monkeypatch.setattr(Place, "read_bytes", watch)
+    taken_up = state.take_up(["v", "w", *written])
+    assert [name for name in read if name.endswith(".json")] == ["v.json"]
+    assert taken_up.keys() == {*written, "v"}
+    assert {unit: taken_up[unit] for unit in written} == written
+    assert state.manifests() == taken_up
+
+
+def test_what_a_note_says_of_a_unit_that_is_done_again_is_forgotten(state: StageState) -> None:
+    """Prevents a note from vouching, in the end, for what a unit was before its shard was lost."""
+    written = _noted(state)
+    _file(state, "u007").unlink()
+    assert state.take_up(written).keys() == written.keys() - {"u007"}
+    # Of the same size as the first, so that nothing else could tell.
+    state.commit("u007", Output({"t": _rows("8")}, 1, 1, None, {"tokens": 3.0}), 2.5)
+    assert state.manifests()["u007"].files[0].sha256 != written["u007"].files[0].sha256
+    assert state.manifests()["u007"].seconds == 2.5
+    assert state.take_up(written).keys() == written.keys()
+
+
+@pytest.mark.parametrize("damage", ["cut", "absent", "no note"])
+def test_without_a_note_the_manifests_themselves_are_read(damage: str, state: StageState) -> None:
+    """Prevents a copy that was lost, or spoilt, from undoing units that are done."""
+    written = _noted(state)
+    (note,) = (Path(state.root.uri) / "_state/embed/notes").iterdir()
+    if damage == "cut":
+        note.write_bytes(note.read_bytes()[:-20])
+    elif damage == "absent":
+        note.unlink()
+    else:
+        note.write_bytes(b"no note")
+    assert state.manifests() == written
+    assert state.take_up(written) == written
+    assert state.manifests() == written
+
+
+def test_another_fingerprint_takes_the_notes_away_and_few_units_leave_none(state: StageState) -> None:
+    """Prevents notes of another model's units, and a file more where there was nothing to gain."""
+    _commit(state, "u1", "a")
+    state.note(list(state.manifests().values()))
+    folder = Path(state.root.uri) / "_state/embed/notes"
+    assert not folder.exists()
+    _noted(state)
+    assert len(list(folder.iterdir())) == 1
+    (state.root / "t").remove()
+    state.begin(OTHER)
+    assert not folder.exists()
+    assert state.manifests() == {}

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from influcoder_ray import __version__
+from influcoder_ray.ahead import in_order
 from influcoder_ray.attribution.distribution import ScoreHistogram, percentile_of_rank
 from influcoder_ray.config import PipelineSettings
 from influcoder_ray.encoder.specs import HISTORY
@@ -48,10 +49,12 @@ from influcoder_ray.stages.texts import corpus_examples
 from influcoder_ray.stages.work.shown import best_by_encoder, in_exact_order, ordered_queries
 from influcoder_ray.tables import schemas
 from influcoder_ray.tables.place import Place
-from influcoder_ray.tables.state import StageState
+from influcoder_ray.tables.state import CommittedFile, StageState
 
 _GROUP_EXAMPLES = 10
 _PARTS = ("prompt", "response")
+# That read the search's tables, of which there are as many as units.
+_THREADS = 16
 
 
 def html(settings: PipelineSettings) -> str:
@@ -86,7 +89,7 @@ def contents(settings: PipelineSettings) -> ReportContents:
     totals = {stage: _totals(module.state(root)) for stage, module in stages.items()}
     pairs = evaluate.state(root).read(evaluate.PAIRS, schemas.EVALUATION_PAIRS)
     shape = (evaluation["queries"], evaluation["pool"])
-    group = _group_extremes(attribute.state(root), settings.attribute.unfamiliar_below)
+    group = group_extremes(attribute.state(root), settings.attribute.unfamiliar_below)
     pages, unlisted = _chosen_queries(settings)
     shown = [query.example_id for query, _ in pages]
     encoder_best = best_by_encoder(settings, shown)
@@ -221,27 +224,47 @@ def _unfamiliar(settings: PipelineSettings, totals: Mapping[str, float]) -> Unfa
     )
 
 
-def _group_extremes(
+def group_extremes(
     record: StageState, unfamiliar_below: float
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], int]:
     """The most and the least influential examples on the whole query set, and the corpus's rows.
 
-    Shard by shard, so that no more than a shard's scores are in memory.
+    Of most shards the scores are all that is read: four bytes a row, of a few shards at once.
     """
+
+    def read(file: CommittedFile, columns: list[str] | None = None) -> pa.Table:
+        with (record.root / file.path).open() as stream:
+            return pq.ParquetFile(stream).read(columns=columns)
+
+    def scores_of(file: CommittedFile) -> tuple[CommittedFile, np.ndarray]:
+        return file, read(file, ["score"])["score"].to_numpy()
+
     most = least = schemas.GROUP_INFLUENCE.empty_table()
     rows = 0
-    for file in record.files(attribute.GROUP):
-        with (record.root / file.path).open() as stream:
-            shard = pq.ParquetFile(stream).read().cast(schemas.GROUP_INFLUENCE)
-        rows += shard.num_rows
-        most = _first(pa.concat_tables([most, shard]), "descending")
-        least = _first(pa.concat_tables([least, shard]), "ascending")
+    for file, scores in in_order(scores_of, record.files(attribute.GROUP), threads=_THREADS, ahead=_THREADS):
+        rows += len(scores)
+        high = _may_be_first(scores, most["score"].to_numpy())
+        low = _may_be_first(-scores, -least["score"].to_numpy())
+        if not (high | low).any():
+            continue
+        shard = read(file).cast(schemas.GROUP_INFLUENCE)
+        most = _first(pa.concat_tables([most, shard.filter(pa.array(high))]), "descending")
+        least = _first(pa.concat_tables([least, shard.filter(pa.array(low))]), "ascending")
     top = [row | {"rank": rank} for rank, row in enumerate(most.to_pylist(), 1)]
     bottom = [row | {"rank": rows - i} for i, row in enumerate(least.to_pylist())]
     for row in (*top, *bottom):
         row["percentile"] = percentile_of_rank(row["rank"], rows)
         row["unfamiliar"] = row["familiarity"] < unfamiliar_below
     return top, bottom, rows
+
+
+def _may_be_first(scores: np.ndarray, held: np.ndarray) -> np.ndarray:
+    """Which of a shard's scores (N,) reach those that are held, best first, and the best of the shard."""
+    last = _GROUP_EXAMPLES - 1
+    bars = [held[last]] if len(held) > last else []
+    if len(scores) > last:
+        bars.append(-np.partition(-scores, last)[last])
+    return np.asarray(scores >= max(bars, default=-np.inf))
 
 
 def _first(table: pa.Table, order: str) -> pa.Table:
@@ -265,11 +288,14 @@ def _attribution(row: Mapping[str, Any], texts: Mapping[str, Example]) -> Attrib
 
 
 def _histogram(record: StageState) -> tuple[np.ndarray, np.ndarray]:
-    total = ScoreHistogram.of([])
-    for file in record.files(attribute.HISTOGRAM):
+    def read(file: CommittedFile) -> np.ndarray:
         with (record.root / file.path).open() as stream:
-            counts = pq.ParquetFile(stream).read()["count"].to_numpy()
-        total = total + ScoreHistogram(counts.astype(np.int64))
+            counts: np.ndarray = pq.ParquetFile(stream).read()["count"].to_numpy()
+        return counts.astype(np.int64)
+
+    total = ScoreHistogram.of([])
+    for counts in in_order(read, record.files(attribute.HISTOGRAM), threads=_THREADS, ahead=_THREADS):
+        total = total + ScoreHistogram(counts)
     return total.counts, np.linspace(-1, 1, len(total.counts) + 1)
 
 
