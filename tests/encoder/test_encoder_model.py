@@ -397,6 +397,7 @@ def test_rows_beyond_one_step_keep_their_places(
     """Prevents rows of a large unit, which is done in several steps, from getting each other's vectors."""
     encoder = loaded(encoder_folder)
     expected, _ = encoder.embed(EXAMPLES)
+    monkeypatch.setattr("influcoder_ray.encoder.model._ROWS_AT_FIRST", 1)
     monkeypatch.setattr("influcoder_ray.encoder.model._ROWS_AT_ONCE", 2)
     done: list[int] = []
     vectors, cut = encoder.embed(EXAMPLES, report=done.append)
