@@ -37,7 +37,11 @@ class Pointwise:
 
     @contextmanager
     def fused(self) -> Iterator[None]:
-        """While it lasts, these are computed by the kernels."""
+        """While it lasts, these are computed by the kernels.
+
+        A function is its family's: another model of the family, in another thread, has it from the kernels
+        meanwhile too.
+        """
         with ExitStack() as stack:
             for home, turn in self.rotary.items():
                 setattr(home, _ROTARY, partial(_rotary, self.kernels, turn))
