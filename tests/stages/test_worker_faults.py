@@ -19,7 +19,7 @@ from influcoder_ray.errors import RunFailed
 from influcoder_ray.stages.cluster import Reservation
 from influcoder_ray.stages.display import Display
 from influcoder_ray.stages.units_on_ray import WorkPlan, run_units
-from influcoder_ray.tables.cells import read_cells
+from influcoder_ray.tables.cells import read_pieces
 from influcoder_ray.tables.datafiles import find_data_files
 from influcoder_ray.tables.fingerprint import Fingerprint
 from influcoder_ray.tables.place import Place
@@ -83,7 +83,7 @@ class Reading:
     """Counts a unit's rows."""
 
     def read(self, unit: Unit) -> list[Any]:
-        return read_cells(unit, ["text"])["text"]
+        return [text for _, cells in read_pieces(unit, ["text"]) for text in cells["text"]]
 
     def process(self, unit: Unit, rows: list[Any], report: Callable[[int], None]) -> Output:
         return Output({"numbers": pa.table({"number": [len(rows)]})}, rows_in=1, rows_out=1)
