@@ -20,7 +20,7 @@ from influcoder_ray.attribution.scan import Scan
 from influcoder_ray.attribution.topk import Ranking, merge
 from influcoder_ray.config import PipelineSettings
 from influcoder_ray.errors import UserError
-from influcoder_ray.explain.index import About, Index, load_faiss, part_of, write_about
+from influcoder_ray.explain.index import ABOUT, About, Index, load_faiss, part_of, write_about
 from influcoder_ray.pipeline import settings_of_run
 from influcoder_ray.stages import embed
 from influcoder_ray.stages.work.search import query_rows
@@ -83,8 +83,10 @@ def build_index(
         report: takes the number of rows added since it was last called.
 
     Raises:
-        UserError: the embeddings are not finished, or FAISS is not installed.
+        UserError: the embeddings are not finished, FAISS is not installed, or the folder holds other things.
     """
+    if folder.exists() and not (folder / ABOUT).exists():
+        raise UserError(f"--folder: {folder} is there and is no index; give another, or remove it")
     record = embed.state(settings.root)
     fingerprint = record.finished()
     faiss = load_faiss()
@@ -114,7 +116,8 @@ def build_index(
         write_about(whole, about)
         about = _measured(Index(whole, settings), asked, truth, recall)
         write_about(whole, about)
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            shutil.rmtree(folder)
         whole.rename(folder)
     return about
 

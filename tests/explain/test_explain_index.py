@@ -143,3 +143,12 @@ def test_an_index_of_other_embeddings_is_refused(tmp_path: Path) -> None:
         Index(tmp_path / "index", settings)
     with pytest.raises(UserError, match="holds no index"):
         Index(tmp_path / "nowhere", settings)
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> None:
+    """Prevents somebody's files from being removed to make room for an index."""
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes/mine.txt").write_text("mine")
+    with pytest.raises(UserError, match="is there and is no index"):
+        build_index(run_of(tmp_path), tmp_path / "notes", recall=0.9)
+    assert (tmp_path / "notes/mine.txt").read_text() == "mine"
