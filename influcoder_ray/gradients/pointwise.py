@@ -16,11 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from influcoder_ray.gradients.fused import pointwise_kernels_on
+from influcoder_ray.gradients.tryout import alike, probe
 
 _ROTARY = "apply_rotary_pos_emb"
 _GATED = ("gate_proj", "up_proj", "down_proj", "act_fn")
-# Rounding to 16 bits in another place differs by less than this share, another function by far more.
-_TOLERANCE = 1e-2
 
 # (queries, keys, cos, sin) -> both turned.
 _Turn = Callable[..., tuple[Tensor, Tensor]]
@@ -96,22 +95,18 @@ def _is_rotary(turn: _Turn, kernels: Any, device: torch.device, dtype: torch.dty
         # It takes something else: positions, or the angles of one head.
         return False
     found = _rotary(kernels, turn, q, k, cos, sin)
-    return all(_alike(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
+    return all(alike(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
 
 
 def _is_gated(module: nn.Module, kernels: Any) -> bool:
     if {name for name, _ in module.named_children()} != set(_GATED) or "forward" in vars(module):
         return False
-    weight = module.get_parameter("gate_proj.weight")
-    places = torch.arange(2 * weight.shape[1], dtype=torch.float32, device=weight.device)
-    probe = (3 * (places * 0.7).sin() + 1).view(2, -1).to(weight.dtype)
+    if not isinstance(module.gate_proj, nn.Linear):
+        return False
+    rows = probe(module.gate_proj.weight)
     with torch.no_grad():
         # At random weights the gates are small, where every activation is alike: its own is tried as well.
-        activation = module.act_fn(probe) * probe  # type: ignore[operator]
-        return _alike(kernels.GatedSilu.apply(probe, probe), activation) and _alike(
-            _gated(kernels, module, probe), module(probe)
+        activation = module.act_fn(rows) * rows  # type: ignore[operator]
+        return alike(kernels.GatedSilu.apply(rows, rows), activation) and alike(
+            _gated(kernels, module, rows), module(rows)
         )
-
-
-def _alike(found: Tensor, expected: Tensor) -> bool:
-    return found.shape == expected.shape and bool((found - expected).norm() <= _TOLERANCE * expected.norm())

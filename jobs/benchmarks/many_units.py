@@ -5,7 +5,6 @@ names, and no shard is ever written: they "lie" in a store that lists them as S3
 the record's few large files.
 """
 
-import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
@@ -18,6 +17,7 @@ import numpy as np
 from fsspec.spec import AbstractFileSystem
 
 from benchmarks.own_memory import Growth, watched
+from benchmarks.own_process import told_by_process
 from influcoder_ray.attribution.topk import Ranking, merge_each
 from influcoder_ray.errors import RunFailed
 from influcoder_ray.planning.requests import store_use
@@ -48,18 +48,7 @@ def record_figures(corpus: str) -> dict[str, float | None]:
     Raises:
         RunFailed: that process ended before it had anything to tell.
     """
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    process = context.Process(target=_record, args=(there, corpus))
-    process.start()
-    there.close()
-    try:
-        figures: dict[str, float | None] = here.recv()
-    except EOFError as error:
-        process.join()
-        raise RunFailed(f"the process of the record ended with status {process.exitcode}") from error
-    process.join()
-    return figures
+    return told_by_process("the process of the record", _record, corpus)
 
 
 def merge_figures(count: int) -> dict[str, float]:

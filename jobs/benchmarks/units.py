@@ -36,7 +36,6 @@ import argparse
 import gc
 import json
 import math
-import multiprocessing
 import os
 import platform
 import signal
@@ -56,6 +55,7 @@ from rich.console import Console
 from benchmarks.linked_corpus import linked_corpus
 from benchmarks.many_units import merge_figures, record_figures, request_figures
 from benchmarks.own_memory import own_bytes
+from benchmarks.own_process import told_by_process
 from benchmarks.table import show_units
 from influcoder_ray import __version__
 from influcoder_ray.config import WorkersSpec
@@ -281,28 +281,15 @@ def _memory(arguments: argparse.Namespace, root: Place) -> dict[str, float | Non
     Raises:
         RunFailed: that driver ended before it had anything to tell.
     """
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    process = context.Process(
-        target=_large_plan,
-        args=(
-            there,
-            (root / "planned").uri,
-            arguments.planned_units,
-            arguments.memory_seconds,
-            arguments.actors,
-            arguments.address,
-        ),
+    return told_by_process(
+        "the driver of the large plan",
+        _large_plan,
+        (root / "planned").uri,
+        arguments.planned_units,
+        arguments.memory_seconds,
+        arguments.actors,
+        arguments.address,
     )
-    process.start()
-    there.close()
-    try:
-        figures: dict[str, float | None] = here.recv()
-    except EOFError as error:
-        process.join()
-        raise RunFailed(f"the driver of the large plan ended with status {process.exitcode}") from error
-    process.join()
-    return figures
 
 
 def _large_plan(
