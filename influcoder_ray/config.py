@@ -93,6 +93,13 @@ class EmbedSpec(Spec):
         "the text.",
     )
 
+    dimensions: int | None = Field(
+        default=None,
+        ge=1,
+        description="Shared directions of the gradients, the foremost ones, along which vectors are kept, each "
+        "with two numbers more; all of distill.dimensions if unset. Vectors alone get shorter: familiarity "
+        "and text vectors stay as they are.",
+    )
     vectors: Literal["float16", "int8"] = Field(
         default="float16",
         description="How the corpus's vectors are kept: two bytes a number, or one, with a scale and an "
@@ -279,6 +286,23 @@ class PipelineSettings(Spec):
             raise ValueError(
                 "adapter.optimizer_state preconditions the pool and influence.preconditioner both sides; "
                 "leave one of them out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _dimensions_to_be_had(self) -> "PipelineSettings":
+        wanted, trained = self.embed.dimensions, min(self.distill.dimensions, self.sketch.width)
+        if wanted is None:
+            return self
+        if self.distill.recipe != "spectral":
+            raise ValueError(
+                f"embed.dimensions: distill.recipe {self.distill.recipe} trains for no fewer numbers than a "
+                "vector has; leave it out, or take the recipe spectral"
+            )
+        if wanted > trained:
+            raise ValueError(
+                f"embed.dimensions: {wanted} are more than the {trained} that the head will have (the lesser "
+                f"of distill.dimensions and sketch.width); give {trained} at most"
             )
         return self
 

@@ -7,6 +7,10 @@ side has as 0:
     query -> (z_q, sqrt(1 - |z_q|^2), 0)    pool -> (z_p, 0, sqrt(1 - |z_p|^2))
 so that the cosine of a query's and a pool example's vector is z_q . z_p, length included. A text whose
 gradient is known has such a vector too, without any prediction: z is then the coordinates of its sketch.
+
+The coordinates stand in the order of how much of the gradients they hold, and each is predicted by itself. So
+the foremost of them are a smaller head, of vectors as good as so few directions allow, without training anew:
+what Matryoshka representations (Kusupati et al., 2022, arXiv 2205.13147) are trained for.
 """
 
 import json
@@ -20,6 +24,7 @@ from torch import Tensor, nn
 
 from influcoder_ray.encoder.directions import coordinates
 from influcoder_ray.encoder.features import Reading
+from influcoder_ray.tables.place import Place
 
 Side = Literal["queries", "pool"]
 SIDES: tuple[Side, Side] = ("queries", "pool")
@@ -82,6 +87,20 @@ class Head(nn.Module):
         """Unit vectors (N, d + 2) of texts whose sketches (N, D), of any length, are known."""
         return _unit(coordinates(sketches, self.directions), side)
 
+    def foremost(self, dimensions: int) -> "Head":
+        """The head of the foremost directions alone; its vectors have `dimensions` + 2 numbers.
+
+        Raises:
+            ValueError: the head does not have so many.
+        """
+        sketch_width, held = self.directions.shape
+        if not 1 <= dimensions <= held:
+            raise ValueError(f"dimensions is {dimensions}; the head has {held}")
+        head = Head(self.reading, dimensions, sketch_width).to(self.bias.device)
+        along = {name: getattr(self, name)[..., :dimensions] for name in ("weight", "bias", "directions")}
+        head.load_state_dict(self.state_dict() | along)
+        return head
+
     def save(self, folder: Path) -> None:
         """Write `config.json` and `head.safetensors` into a folder."""
         folder.mkdir(parents=True, exist_ok=True)
@@ -111,3 +130,16 @@ def _unit(coordinates: Tensor, side: Side) -> Tensor:
 
 def has_head(folder: Path) -> bool:
     return (folder / FOLDER / _TENSORS).is_file()
+
+
+def count_directions(folder: Place) -> int:
+    """How many directions the head of an encoder's folder has; 0 where it has no head.
+
+    The weights stay where they are, be it S3: the file begins with the shapes of its tensors. Source: the
+    safetensors format, eight bytes for the length of a JSON header, and the header.
+    """
+    file = folder / FOLDER / _TENSORS
+    if not file.exists():
+        return 0
+    header = json.loads(file.read_range(8, int.from_bytes(file.read_range(0, 8), "little")))
+    return int(header["directions"]["shape"][1])

@@ -97,6 +97,19 @@ class Encoder:
         separator = self.tokenizer(between, add_special_tokens=False)["input_ids"]
         return Reading.of(self.model, separator, len(opening), len(closing))
 
+    def foremost(self, dimensions: int) -> "Encoder":
+        """This encoder with vectors of its head's foremost directions alone, `dimensions` + 2 numbers.
+
+        What else is read off a text stays what it is.
+
+        Raises:
+            ValueError: there is no head, or it does not have so many.
+        """
+        if self.head is None:
+            raise ValueError("the encoder has no head, so that none of its numbers are the foremost")
+        head = self.head.foremost(dimensions)
+        return Encoder(self.model, self.tokenizer, self.pooling, self.spec, head)
+
     def new_head(self, dimensions: int, sketch_width: int) -> Head:
         """A head of zeros for this encoder, which does not use it yet."""
         return Head(self.reading, dimensions, sketch_width).to(self.device)

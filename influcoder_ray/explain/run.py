@@ -20,7 +20,7 @@ from influcoder_ray.pipeline import settings_of_run
 from influcoder_ray.stages import distill, embed, sketch
 from influcoder_ray.stages.folders import at_hand
 from influcoder_ray.stages.signals import fit_preconditioner
-from influcoder_ray.stages.work.embedding import load_familiarity
+from influcoder_ray.stages.work.embedding import load_familiarity, load_student
 from influcoder_ray.stages.work.text_search import TEXTS
 from influcoder_ray.tables import schemas
 from influcoder_ray.tables.arrays import sketch_matrix
@@ -30,11 +30,17 @@ class Run:
     """What a run's output folder knows, on this machine's device.
 
     Raises:
-        UserError: its embeddings are not finished.
+        UserError: its embeddings are not finished, or are kept along other directions.
     """
 
     def __init__(self, settings: PipelineSettings) -> None:
-        embed.state(settings.root).finished()
+        held = embed.state(settings.root).finished().fields["embed"].get("dimensions")
+        if held != settings.embed.dimensions:
+            there = "all" if held is None else f"{held:,}"
+            raise UserError(
+                f"embed.dimensions: the embeddings in {settings.root} are kept along {there} of the encoder's "
+                "directions; leave the setting as the run has it"
+            )
         self.settings = settings
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -50,9 +56,7 @@ class Run:
     @cached_property
     def encoder(self) -> Encoder:
         """The distilled encoder."""
-        folder = (self.settings.root / distill.ENCODER).uri
-        spec = self.settings.encoder.model_copy(update={"path": folder})
-        return Encoder.load(at_hand(spec), self.device)
+        return load_student(self.settings, (self.settings.root / distill.ENCODER).uri, self.device)
 
     @cached_property
     def familiarity(self) -> dict[str, Familiarity]:

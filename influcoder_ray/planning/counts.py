@@ -54,7 +54,7 @@ class Counts:
     def dimensions(self) -> int:
         """Numbers in a vector of the trained encoder."""
         if self.settings.distill.recipe == "spectral":
-            return self._directions + 2
+            return min(self.settings.embed.dimensions or self._directions, self._directions) + 2
         return self.models.reading.hidden
 
     @property
@@ -257,8 +257,8 @@ class Counts:
         settings = self.settings
         (_, _, queries), (_, _, pool) = self._splits
         both = _weighted((queries, pool), (self.of_queries.encoder_flops, self.of_corpus.encoder_flops))
-        # Each seed's encoder and the untrained one, and the pool once more for its familiarity.
-        encoders = (settings.evaluate.seeds + 1) * both + pool * self.of_corpus.encoder_flops
+        # Each seed's encoder and the untrained one, and both sides once more, by familiarity and dimensions.
+        encoders = (settings.evaluate.seeds + 2) * both
         exact = min(settings.evaluate.fidelity_examples // 2, queries, pool)
         gradients = exact * (self.of_queries.gradient_flops + self.of_corpus.gradient_flops)
         further = {k: (settings.evaluate.seeds - 1) * flops for k, flops in self._distillation.items()}

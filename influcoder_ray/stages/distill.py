@@ -6,6 +6,7 @@ from types import ModuleType
 
 from influcoder_ray.config import PipelineSettings
 from influcoder_ray.encoder.specs import FAMILIARITY
+from influcoder_ray.errors import UserError
 from influcoder_ray.stages import explore, sample, sketch
 from influcoder_ray.stages.display import Display
 from influcoder_ray.stages.folders import at_hand
@@ -51,6 +52,37 @@ def seed_state(settings: PipelineSettings, seed: int) -> StageState:
 def encoder_folder(settings: PipelineSettings, seed: int) -> Place:
     """Where the encoder lies that is distilled with a seed."""
     return settings.root / seed_state(settings, seed).tables[0]
+
+
+def refuse_dimensions(settings: PipelineSettings, seed: int | None = None) -> None:
+    """Refuse `embed.dimensions` that a finished encoder does not have; where it is unset, look at nothing.
+
+    The settings alone do not tell: the untrained encoder may have been kept.
+
+    Args:
+        seed: whose encoder, the run's own if None.
+
+    Raises:
+        UserError: saying how many it has, and what to do.
+    """
+    wanted = settings.embed.dimensions
+    if wanted is None:
+        return
+    from influcoder_ray.encoder.head import count_directions
+
+    seed = settings.seed if seed is None else seed
+    whose = f"the encoder of seed {seed} in {seed_state(settings, seed).tables[0]}"
+    trained = count_directions(encoder_folder(settings, seed))
+    if not trained:
+        raise UserError(
+            f"embed.dimensions: {whose} is the untrained one, which was kept because no epoch agreed better, "
+            "and was not trained for fewer numbers; leave embed.dimensions out, or set distill.fall_back to "
+            "false in another output folder"
+        )
+    if wanted > trained:
+        raise UserError(
+            f"embed.dimensions: {wanted} are more than the {trained} of {whose}; give {trained} at most"
+        )
 
 
 def plan(settings: PipelineSettings, seed: int | None = None) -> StagePlan:

@@ -29,16 +29,27 @@ def _texts(settings: PipelineSettings) -> dict[str, Any]:
     return {"filter": {"measure": "text"}}
 
 
+def vector_fields(settings: PipelineSettings) -> dict[str, Any]:
+    """What of the stage's settings decides the numbers of vectors as they are before they are kept.
+
+    `dimensions` is a field only where it is set, so that older folders stay what they are.
+    """
+    unset = {"dimensions"} if settings.embed.dimensions is None else None
+    return settings.embed.model_dump(mode="json", include={"query_vectors", "dimensions"}, exclude=unset)
+
+
 def plan(settings: PipelineSettings) -> StagePlan:
     sampled, distilled = sample.state(settings.root), distill.state(settings.root)
+    inputs = {"sample": sampled.finished().digest, "distill": distilled.finished().digest}
+    distill.refuse_dimensions(settings)
     files = corpus_files(settings)
     fingerprint = Fingerprint(
         {
             "stage": "embed",
-            "inputs": {"sample": sampled.finished().digest, "distill": distilled.finished().digest},
+            "inputs": inputs,
             "corpus": sample.data_fields(settings.corpus, files),
             "encoder": settings.encoder.model_dump(mode="json", exclude={"path"}),
-            "embed": settings.embed.model_dump(mode="json"),
+            "embed": settings.embed.model_dump(mode="json", exclude={"dimensions"}) | vector_fields(settings),
         }
         | _texts(settings)
     )

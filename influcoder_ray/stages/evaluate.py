@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping
 
 from influcoder_ray.config import PipelineSettings
-from influcoder_ray.stages import distill, sketch
+from influcoder_ray.stages import distill, embed, sketch
 from influcoder_ray.stages.display import Display
 from influcoder_ray.stages.plan import StagePlan
 from influcoder_ray.tables.fingerprint import Fingerprint
@@ -24,6 +24,7 @@ def plan(settings: PipelineSettings) -> StagePlan:
     # The encoder of another sample, left from before, may have been trained on what is now the test.
     distilled = own.state.finished()
     own.refuse_other()
+    distill.refuse_dimensions(settings)
     fingerprint = Fingerprint(
         {
             "stage": "evaluate",
@@ -32,7 +33,7 @@ def plan(settings: PipelineSettings) -> StagePlan:
                 "distill": distilled.digest,
             },
             "influence": settings.influence.model_dump(mode="json"),
-            "embed": {"query_vectors": settings.embed.query_vectors},
+            "embed": embed.vector_fields(settings),
             "evaluate": settings.evaluate.model_dump(mode="json"),
         }
     )
@@ -47,6 +48,7 @@ def plan(settings: PipelineSettings) -> StagePlan:
 
         for seed in distill.seeds(settings)[1:]:
             _distill(settings, seed, display)
+            distill.refuse_dimensions(settings, seed)
         # Only now: an evaluation of fewer seeds stays whole until the others are trained.
         record.begin(fingerprint)
         reservation = reserve(settings.workers.evaluate)

@@ -12,7 +12,7 @@ from influcoder_ray.config import PipelineSettings
 from influcoder_ray.errors import UserError
 from influcoder_ray.retraining.designs import Design, all_designs
 from influcoder_ray.retraining.specs import COUNTS, SCHEME
-from influcoder_ray.stages import distill, explore, sample, sketch
+from influcoder_ray.stages import distill, embed, explore, sample, sketch
 from influcoder_ray.stages.display import Display
 from influcoder_ray.stages.plan import StagePlan
 from influcoder_ray.tables.fingerprint import Fingerprint, digest_of
@@ -61,6 +61,7 @@ def plan(settings: PipelineSettings) -> StagePlan:
     # The encoder of another sample, left from before, may have been trained on what is now the test.
     distilled = own.state.finished()
     own.refuse_other()
+    distill.refuse_dimensions(settings)
     fingerprint = Fingerprint(
         {
             "stage": "validate",
@@ -70,7 +71,7 @@ def plan(settings: PipelineSettings) -> StagePlan:
                 "distill": distilled.digest,
             },
             "influence": settings.influence.model_dump(mode="json"),
-            "embed": {"query_vectors": settings.embed.query_vectors},
+            "embed": embed.vector_fields(settings),
             "validate": settings.validate.model_dump(mode="json", exclude=set(COUNTS)),
         }
     )

@@ -248,6 +248,7 @@ def embeddings(
     metadata: Mapping[str, str] | None = None,
     *,
     text_dimensions: int | None = None,
+    foremost: int | None = None,
 ) -> pa.Schema:
     """The vectors of a corpus, `dimensions` numbers each: float16 of length 1, or int8.
 
@@ -262,7 +263,10 @@ def embeddings(
     Args:
         text_dimensions: numbers of `text_embedding`, the unit vector of what a text is about; None where
             there is no such column.
+        foremost: along how many of the encoder's directions the vectors are kept, which the metadata then
+            says as `foremost_dimensions`; None where along all of them, or there are none.
     """
+    kept = {} if foremost is None else {"foremost_dimensions": str(foremost)}
     vector = pa.list_(pa.float16(), dimensions) if vectors == "float16" else pa.binary(dimensions)
     texts = []
     if text_dimensions is not None:
@@ -275,5 +279,5 @@ def embeddings(
             pa.field("familiarity", pa.float32(), nullable=False),
             *texts,
         ],
-        metadata={"vectors": vectors, **(metadata or {})},
+        metadata={"vectors": vectors, **kept, **(metadata or {})},
     )

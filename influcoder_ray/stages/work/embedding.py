@@ -34,6 +34,13 @@ def load_encoder(spec: EncoderSpec, *, threads: int) -> Encoder:
     return Encoder.load(at_hand(spec), prepare_device(threads))
 
 
+def load_student(settings: PipelineSettings, folder: str, device: torch.device) -> Encoder:
+    """The distilled encoder of a folder, wherever that lies, with vectors as the settings want them."""
+    encoder = Encoder.load(at_hand(settings.encoder.model_copy(update={"path": folder})), device)
+    dimensions = settings.embed.dimensions
+    return encoder if dimensions is None else encoder.foremost(dimensions)
+
+
 def load_familiarity(encoder: Encoder) -> dict[str, Familiarity]:
     """What familiarity to an encoder is measured against, of pool and queries, on its device."""
     measures = read_familiarity(Path(encoder.spec.path) / FAMILIARITY)
@@ -83,9 +90,8 @@ class EmbedWork:
     """
 
     def __init__(self, settings: PipelineSettings, encoder: str, corpus: str, threads: int) -> None:
-        spec = settings.encoder.model_copy(update={"path": encoder})
         self._settings = settings
-        self._encoder = load_encoder(spec, threads=threads)
+        self._encoder = load_student(settings, encoder, prepare_device(threads))
         self._familiarity = load_familiarity(self._encoder)
         self._columns = settings.corpus.columns
         self._corpus = corpus
@@ -139,7 +145,13 @@ class EmbedWork:
         if texts is not None:
             columns["text_embedding"], _ = vector_column(texts[good], "float16")
         text_dimensions = None if texts is None else texts.shape[1]
-        schema = schemas.embeddings(self._encoder.dimensions, kind, steps, text_dimensions=text_dimensions)
+        schema = schemas.embeddings(
+            self._encoder.dimensions,
+            kind,
+            steps,
+            text_dimensions=text_dimensions,
+            foremost=self._settings.embed.dimensions,
+        )
         table = pa.table(columns, schema=schema)
         return Output(
             {unit.table: table},

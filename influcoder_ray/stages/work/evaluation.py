@@ -15,6 +15,7 @@ from influcoder_ray.encoder.model import Encoder
 from influcoder_ray.encoder.specs import HISTORY
 from influcoder_ray.evaluation.agreement import bootstrap_rows, point_estimates, resample
 from influcoder_ray.evaluation.baselines import bm25_scores, random_summary, resample_random, tfidf_scores
+from influcoder_ray.evaluation.by_dimensions import agreement_by_dimensions
 from influcoder_ray.evaluation.by_familiarity import agreement_by_familiarity
 from influcoder_ray.evaluation.comparison import lead, over_seeds
 from influcoder_ray.evaluation.fidelity import sketch_fidelity
@@ -31,7 +32,13 @@ from influcoder_ray.stages.signals import (
     preconditioned,
     read_signals,
 )
-from influcoder_ray.stages.work.embedding import embed_familiarly, load_encoder, load_familiarity
+from influcoder_ray.stages.work.device import prepare_device
+from influcoder_ray.stages.work.embedding import (
+    embed_familiarly,
+    load_encoder,
+    load_familiarity,
+    load_student,
+)
 from influcoder_ray.stages.work.query_vectors import of_gradients, with_gradients
 from influcoder_ray.stages.work.sketching import load_teacher
 from influcoder_ray.tables import schemas
@@ -84,7 +91,7 @@ def evaluate(settings: PipelineSettings, threads: int, board: Any) -> tuple[dict
         "seeds": list(seeds),
         "chosen_epochs": [_chosen_epoch(settings, seed) for seed in seeds],
         "spread": _SPREAD + (_SEED_SPREAD if further else ""),
-        "agreement_by_familiarity": _by_familiarity(settings, pool, scores["encoder"], exact, threads),
+        **_in_detail(settings, queries, pool, scores["encoder"], exact, threads),
         "split_audit": _audit(settings, queries, pool),
         "sketch_fidelity": _fidelity(settings, queries, pool, threads, say),
     }
@@ -142,16 +149,12 @@ def distilled_scores(
     settings: PipelineSettings, seed: int, queries: Signals, pool: Signals, threads: int
 ) -> dict[str, np.ndarray]:
     """The scores (Q, P) of a distilled encoder as `attribute` finds them; those of texts alone if others."""
-    encoder = _distilled(settings, seed, threads)
+    folder = distill.encoder_folder(settings, seed)
+    encoder = load_student(settings, folder.uri, prepare_device(threads))
     by_text, of_pool = text_vectors(encoder, queries, "queries"), text_vectors(encoder, pool, "pool")
     vectors, known = with_gradients(by_text, queries.examples, of_gradients(settings, encoder))
     scores = {"encoder": vectors @ of_pool.T}
     return scores | {"encoder_by_text": by_text @ of_pool.T} if known else scores
-
-
-def _distilled(settings: PipelineSettings, seed: int, threads: int) -> Encoder:
-    folder = distill.encoder_folder(settings, seed)
-    return load_encoder(settings.encoder.model_copy(update={"path": folder.uri}), threads=threads)
 
 
 def _chosen_epoch(settings: PipelineSettings, seed: int) -> int:
@@ -165,16 +168,39 @@ def text_vectors(encoder: Encoder, signals: Signals, side: Side) -> np.ndarray:
     return encoder.embed(signals.examples, side)[0]
 
 
-def _by_familiarity(
-    settings: PipelineSettings, pool: Signals, predicted: np.ndarray, exact: np.ndarray, threads: int
-) -> list[dict[str, Any]]:
-    """The distilled encoder's rank agreement among test pool examples that it is alike familiar with."""
-    encoder = _distilled(settings, settings.seed, threads)
+def _in_detail(
+    settings: PipelineSettings,
+    queries: Signals,
+    pool: Signals,
+    predicted: np.ndarray,
+    exact: np.ndarray,
+    threads: int,
+) -> dict[str, list[dict[str, Any]]]:
+    """The distilled encoder's agreement by familiarity, and by dimensions, whichever of them are kept.
+
+    By dimensions there is nothing to say of an encoder without a head.
+    """
+    folder = distill.encoder_folder(settings, settings.seed)
+    encoder = load_encoder(settings.encoder.model_copy(update={"path": folder.uri}), threads=threads)
     measure = load_familiarity(encoder)["pool"]
-    _, familiarity, _, _ = embed_familiarly(encoder, pool.examples, "pool", measure)
-    return agreement_by_familiarity(
-        predicted, exact, familiarity, resamples=settings.evaluate.resamples, seed=settings.seed
-    )
+    of_pool, familiarity, _, _ = embed_familiarly(encoder, pool.examples, "pool", measure)
+    drawn = {"resamples": settings.evaluate.resamples, "seed": settings.seed}
+    found = {"agreement_by_familiarity": agreement_by_familiarity(predicted, exact, familiarity, **drawn)}
+    if encoder.head is None:
+        return found
+    by_text, known = text_vectors(encoder, queries, "queries"), of_gradients(settings, encoder)
+    vectors, _ = with_gradients(by_text, queries.examples, known)
+    return found | {
+        "agreement_by_dimensions": agreement_by_dimensions(
+            # What fills a vector up to length one is no dimension.
+            vectors[:, :-2],
+            of_pool[:, :-2],
+            exact,
+            kept=settings.embed.dimensions,
+            recall_at=settings.evaluate.recall_at,
+            **drawn,
+        )
+    }
 
 
 def _audit(settings: PipelineSettings, queries: Signals, pool: Signals) -> dict[str, Any]:
