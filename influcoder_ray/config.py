@@ -96,9 +96,9 @@ class EmbedSpec(Spec):
     dimensions: int | None = Field(
         default=None,
         ge=1,
-        description="Shared directions of the gradients, the foremost ones, along which vectors are kept, each "
-        "with two numbers more; all of distill.dimensions if unset. Vectors alone get shorter: familiarity "
-        "and text vectors stay as they are.",
+        description="Shared directions of the gradients, the foremost ones, along which vectors are kept, "
+        "with two numbers more each; all of distill.dimensions if unset. Familiarity and text vectors "
+        "stay as they are.",
     )
     vectors: Literal["float16", "int8"] = Field(
         default="float16",

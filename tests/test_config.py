@@ -76,6 +76,8 @@ def test_conditions_read_as_they_are_said_in_files_and_on_the_command_line(tmp_p
         ("corpus.where.score.at_leest=1", "corpus.where.score.at_leest: unknown key; did you mean at_least?"),
         ("corpus.where.score=null", "corpus.where.score: a condition is a value"),
         ("workers.sketch={min: 3, max: 2}", "below min"),
+        ("embed.dimensions=129", "embed.dimensions: 129 are more than the 128 that the head will have"),
+        ("embed.dimensions=0", "embed.dimensions"),
         ("sample={test_share: 0.6, validation_share: 0.5}", "nothing to train on"),
         ("corpus.columns={text: a, messages: b}", "name one of"),
     ],
@@ -84,6 +86,20 @@ def test_a_bad_override_is_refused_by_name(override: str, part: str, tmp_path: P
     """An override that is dropped in silence runs for hours with the wrong setting."""
     with pytest.raises(UserError, match=part):
         load_settings(write(tmp_path, FIELDS | {"seed": 1}), [override])
+
+
+def test_shorter_vectors_are_refused_where_the_settings_say_that_nothing_trains_for_them(
+    tmp_path: Path,
+) -> None:
+    """Numbers cut off a vector that has no order would be a ranking of nothing, found out after hours."""
+    path, shorter = write(tmp_path, FIELDS), "embed.dimensions=16"
+    with pytest.raises(
+        UserError, match=r"^[^ ]+: embed\.dimensions: distill\.recipe influcoder trains for no"
+    ):
+        load_settings(path, [shorter, "distill.recipe=influcoder"])
+    with pytest.raises(UserError, match="16 are more than the 8 that"):
+        load_settings(path, [shorter, "distill.dimensions=8"])
+    assert load_settings(path, [shorter, "distill.dimensions=16"]).embed.dimensions == 16
 
 
 @pytest.mark.parametrize("text", ["", "[1, 2]", "a: [", "just words"])

@@ -36,9 +36,9 @@ class Run:
     def __init__(self, settings: PipelineSettings) -> None:
         held = embed.state(settings.root).finished().fields["embed"].get("dimensions")
         if held != settings.embed.dimensions:
-            there = "all" if held is None else f"{held:,}"
+            there = "all" if held is None else held
             raise UserError(
-                f"embed.dimensions: the embeddings in {settings.root} are kept along {there} of the encoder's "
+                f"embed.dimensions: the vectors in {settings.root} are kept along {there} of the encoder's "
                 "directions; leave the setting as the run has it"
             )
         self.settings = settings

@@ -97,6 +97,19 @@ def test_more_seeds_and_epochs_are_more_distillation(make_plan_settings: Make) -
     assert paper["distill"].bytes_written < long["distill"].bytes_written
 
 
+def test_shorter_vectors_are_fewer_bytes_and_a_shorter_search_and_nothing_else(
+    make_plan_settings: Make,
+) -> None:
+    """Prevents a plan for vectors that nobody keeps, and a head that seems to get smaller with them."""
+    whole, fewer = (works(make_plan_settings(embed=embed)) for embed in ({}, {"dimensions": 16}))
+    rows = whole["embed"].rows
+    # 112 numbers less, of two bytes.
+    saved = whole["embed"].bytes_written - fewer["embed"].bytes_written
+    assert saved == pytest.approx(rows * 2 * 112, rel=0.05)
+    assert fewer["attribute"].flops == whole["attribute"].flops * 18 / 130
+    assert {**fewer, "embed": 0, "attribute": 0} == {**whole, "embed": 0, "attribute": 0}
+
+
 def test_rows_of_json_lines_are_marked_as_estimates_everywhere(
     make_plan_settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -257,6 +257,15 @@ def test_what_is_unfamiliar_is_counted_and_marked(make_contents: MakeContents) -
     assert "of the 20 examples kept for it 7 are unfamiliar" in text
 
 
+def test_what_shorter_vectors_cost_is_said_where_it_was_measured(make_contents: MakeContents) -> None:
+    """Prevents a choice of embed.dimensions that nobody can weigh, and a line about nothing."""
+    contents = make_contents()
+    text = _assert_safe(render_html(contents)).text
+    assert "128: rank agreement per query 0.713, recall@10 0.402; 64: rank agreement per query 0.711" in text
+    del contents.evaluation["agreement_by_dimensions"]
+    assert "foremost dimensions" not in _assert_safe(render_html(contents)).text
+
+
 def test_methods_and_figures_that_are_added_later_are_shown(make_contents: MakeContents) -> None:
     """Prevents a new baseline from being measured and left out, or a time from being called best."""
     contents = make_contents()

@@ -145,6 +145,7 @@ def checks(contents: ReportContents) -> tuple[tuple[str, str], ...]:
         ("Sketches against gradients", _sketches(part(contents.evaluation, "sketch_fidelity"))),
         ("Far from what was trained on", _unfamiliar(contents)),
         ("Agreement by familiarity", _by_familiarity(contents.evaluation)),
+        *_by_dimensions(contents.evaluation),
         ("Cut to fit a window", _windows(contents)),
     )
 
@@ -202,6 +203,23 @@ def _by_familiarity(evaluation: Mapping[str, Any]) -> str:
             f"{count(figures.get('from'))} to {count(figures.get('to'))}"
         )
     return f"Rank agreement per query among test pool examples that are alike in it: {', '.join(found)}."
+
+
+def _by_dimensions(evaluation: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    """What shorter vectors would cost, or do; nothing where vectors have no foremost numbers."""
+    rows = evaluation.get("agreement_by_dimensions")
+    found = []
+    for row in rows if isinstance(rows, list) else []:
+        figures = row if isinstance(row, Mapping) else {}
+        recalls = [
+            f"{name.removeprefix('recall_at_')} {decimal(part(figures, name).get('mean'))}"
+            for name in figures
+            if name.startswith("recall_at_")
+        ]
+        finding = f"{count(figures.get('dimensions'))}: rank agreement per query "
+        finding += decimal(part(figures, "per_query_rho").get("mean"))
+        found.append(finding + "".join(f", recall@{recall}" for recall in recalls))
+    return (("By the foremost dimensions alone", f"{'; '.join(found)}."),) if found else ()
 
 
 def _windows(contents: ReportContents) -> str:
