@@ -8,7 +8,7 @@ from influcoder_ray.evaluation.by_dimensions import agreement_by_dimensions
 
 RANDOM = np.random.default_rng(4)
 # The foremost dimensions hold the most.
-SPREAD = 1 / np.arange(1, 41)
+SPREAD = np.arange(1, 41) ** -0.5
 QUERIES, POOL = RANDOM.normal(size=(9, 40)) * SPREAD, RANDOM.normal(size=(60, 40)) * SPREAD
 EXACT = QUERIES @ POOL.T
 
