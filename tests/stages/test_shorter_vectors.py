@@ -35,6 +35,19 @@ def copied(finished: PipelineSettings, folder: Path) -> PipelineSettings:
     return finished.model_copy(update={"output": str(folder)})
 
 
+def untrained_was_kept(settings: PipelineSettings) -> None:
+    """Leave the encoder that a distillation leaves of which no epoch agreed better: without a head."""
+    record, encoder = distill.state(settings.root), Path(settings.output) / distill.ENCODER
+    made = record.finished()
+    shutil.rmtree(encoder / FOLDER)
+    files = {
+        f"{distill.ENCODER}/{path.name}": path.read_bytes() for path in encoder.iterdir() if path.is_file()
+    }
+    shutil.rmtree(Path(settings.output) / "_state/distill")
+    record.begin(made)
+    record.finish({"encoder": record.commit_files("encoder", files, seconds=0.0, counters={})}, {})
+
+
 def keeping(settings: PipelineSettings, dimensions: int | None) -> PipelineSettings:
     kept = settings.embed.model_copy(update={"dimensions": dimensions})
     return settings.model_copy(update={"embed": kept})
@@ -162,7 +175,7 @@ def test_an_untrained_encoder_that_was_kept_is_refused_in_one_line_that_says_wha
 ) -> None:
     """Prevents pooled numbers from being cut off, which are in no order, or a traceback in every worker."""
     settings = keeping(copied(finished, tmp_path / "run"), KEPT)
-    shutil.rmtree(tmp_path / "run/encoder" / FOLDER)
+    untrained_was_kept(settings)
     (tmp_path / "settings.yaml").write_text(settings.to_yaml())
     arguments = ["embed", "--config", str(tmp_path / "settings.yaml")]
     assert cli.exit_status_of(lambda: cli.app(arguments, standalone_mode=False)) == 2
