@@ -9,8 +9,8 @@ so that the cosine of a query's and a pool example's vector is z_q . z_p, length
 gradient is known has such a vector too, without any prediction: z is then the coordinates of its sketch.
 
 The coordinates stand in the order of how much of the gradients they hold, and each is predicted by itself. So
-the foremost of them are a smaller head, of vectors as good as so few directions allow, without training anew:
-what Matryoshka representations (Kusupati et al., 2022, arXiv 2205.13147) are trained for.
+the foremost of them are a head of their own, without training anew; other encoders have to be trained for it
+(Matryoshka representations: Kusupati et al., 2022, arXiv 2205.13147).
 """
 
 import json

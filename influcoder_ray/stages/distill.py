@@ -71,13 +71,14 @@ def refuse_dimensions(settings: PipelineSettings, seed: int | None = None) -> No
     from influcoder_ray.encoder.head import count_directions
 
     seed = settings.seed if seed is None else seed
-    whose = f"the encoder of seed {seed} in {seed_state(settings, seed).tables[0]}"
-    trained = count_directions(encoder_folder(settings, seed))
+    folder = encoder_folder(settings, seed)
+    whose = f"the encoder of seed {seed} in {folder}"
+    trained = count_directions(folder)
     if not trained:
         raise UserError(
-            f"embed.dimensions: {whose} is the untrained one, which was kept because no epoch agreed better, "
-            "and was not trained for fewer numbers; leave embed.dimensions out, or set distill.fall_back to "
-            "false in another output folder"
+            f"embed.dimensions: {whose} is the untrained one, kept because no epoch agreed better, and its "
+            "numbers are in no order; leave embed.dimensions out, or set distill.fall_back to false in "
+            "another output folder"
         )
     if wanted > trained:
         raise UserError(

@@ -184,7 +184,7 @@ def test_an_untrained_encoder_that_was_kept_is_refused_in_one_line_that_says_wha
     assert "leave embed.dimensions out, or set distill.fall_back to false" in line
     assert not (tmp_path / "run/embeddings").exists()
     for stage in (evaluate, validate):
-        with pytest.raises(UserError, match="was not trained for fewer numbers"):
+        with pytest.raises(UserError, match="is the untrained one, kept because"):
             stage.plan(settings)
     distill.refuse_dimensions(keeping(settings, None))
 
