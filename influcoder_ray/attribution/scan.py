@@ -3,6 +3,7 @@
 Shapes: N examples of the shard, Q queries, K top k, d embedding width.
 """
 
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -95,6 +96,40 @@ class Scan:
         for _, first, count in self._looked(blocks, best, whole=False):
             rows = first + count
         return best.ranking(shard, rows)
+
+    def rank_together(
+        self,
+        shards: Iterable[tuple[int, Iterable[Vectors]]],
+        ids_of: Callable[[npt.NDArray[np.int64]], Ids],
+        *,
+        at_once: int,
+    ) -> Ranking:
+        """The ranking of several shards as of one: what one has raised the bar to spares the others' rows.
+
+        Args:
+            shards: the row that each begins with among the rows of all, and its blocks.
+            ids_of: as for `shard`, of rows among those of all.
+            at_once: how many shards are passed over at the same time, a thread each: while one waits for
+                its blocks another computes.
+
+        Raises:
+            ValueError: as `shard`.
+        """
+        best = Best(len(self._asked), self._k, ids_of)
+        adding = threading.Lock()
+
+        def passed(shard: tuple[int, Iterable[Vectors]]) -> int:
+            before, blocks = shard
+            rows = 0
+            for first, vectors in _numbered(blocks):
+                check_vectors("vectors", vectors, self._asked.width)
+                seen = look(self._asked, vectors, self._k, best.bar.copy(), first=first)
+                with adding:
+                    best.add(seen.query, seen.row + first + before, seen.score)
+                rows = first + len(vectors)
+            return rows
+
+        return best.ranking("", sum(in_order(passed, shards, threads=at_once, ahead=at_once)))
 
     def _looked(
         self, blocks: Iterable[Vectors], best: Best, *, whole: bool

@@ -8,7 +8,6 @@ Shapes: N examples of the corpus, d embedding width.
 """
 
 import json
-from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,14 +16,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.parquet as pq
 
 from influcoder_ray.attribution.cosine import cosines
 from influcoder_ray.attribution.distribution import percentile_of_rank
 from influcoder_ray.config import PipelineSettings
 from influcoder_ray.errors import UserError
+from influcoder_ray.explain.corpus import Corpus
 from influcoder_ray.explain.found import Extremes, Found
-from influcoder_ray.stages import embed
 
 ABOUT = "about.json"
 
@@ -79,8 +77,8 @@ class Index:
             raise UserError(
                 f"--index: {folder} holds no index; make one with `influcoder-ray index {settings.output}`"
             ) from error
-        record = embed.state(settings.root)
-        if about.embeddings != record.finished().digest:
+        self._corpus = Corpus(settings)
+        if about.embeddings != self._corpus.fingerprint.digest:
             raise UserError(
                 f"--index: {folder} was made of other embeddings than the run's now; make it anew with "
                 f"`influcoder-ray index {settings.output} --folder {folder}`"
@@ -90,9 +88,6 @@ class Index:
         self._parts = [
             faiss.read_index(str(part_of(folder, part)), faiss.IO_FLAG_MMAP) for part in range(about.parts)
         ]
-        self._root = record.root
-        self._files = record.files(embed.CORPUS)
-        self._ends = np.cumsum([file.rows for file in self._files])
 
     def search(self, vector: npt.NDArray[np.float32], *, most: int, least: int = 0) -> Extremes:
         """The two ends of the corpus for a query, of what is found: ranks are one's place among that.
@@ -144,17 +139,9 @@ class Index:
 
     def _cells(self, numbers: Collection[int]) -> dict[int, dict[str, Any]]:
         """The id, source and familiarity of examples, by their numbers in the corpus."""
-        members = defaultdict(list)
-        for number in numbers:
-            members[int(np.searchsorted(self._ends, number, side="right"))].append(number)
-        cells: dict[int, dict[str, Any]] = {}
-        for place, some in members.items():
-            file = self._files[place]
-            first = int(self._ends[place]) - file.rows
-            with (self._root / file.path).open() as stream:
-                table = pq.ParquetFile(stream).read(columns=["example_id", "source", "familiarity"])
-            cells |= dict(zip(some, table.take([number - first for number in some]).to_pylist(), strict=True))
-        return cells
+        rising = sorted(numbers)
+        found = self._corpus.cells(np.array(rising, np.int64), ["example_id", "source", "familiarity"])
+        return dict(zip(rising, found.to_pylist(), strict=True))
 
 
 def load_faiss() -> ModuleType:

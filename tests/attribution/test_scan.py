@@ -1,5 +1,7 @@
 """One pass over a shard against each of its parts computed alone."""
 
+from itertools import pairwise
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -59,6 +61,28 @@ def test_one_pass_finds_what_each_part_finds_alone_whatever_the_blocks_and_threa
     assert np.abs(np.cumsum(found.histogram.counts - truth.counts)).max() <= np.sum(
         np.abs(scores * 2048 - np.rint(scores * 2048)) < 0.01
     )
+
+
+@given(
+    st.integers(0, 1000),
+    st.integers(1, 200),
+    st.integers(1, 3),
+    st.integers(1, 30),
+    st.lists(st.integers(0, 200), max_size=5),
+)
+@quick
+def test_shards_that_are_passed_over_together_are_ranked_as_one(
+    seed: int, rows: int, at_once: int, k: int, cuts: list[int]
+) -> None:
+    """Prevents a row that a bar of another shard has spared wrongly, or one numbered within its shard."""
+    queries, vectors = made_up(seed, 3, 16, "float16"), made_up(seed + 1, rows, 16, "float16")
+    edges = [0, *sorted(min(cut, rows) for cut in cuts), rows]
+    shards = [(start, np.array_split(vectors[start:stop], 2)) for start, stop in pairwise(edges)]
+    found = Scan(queries, k).rank_together(shards, ids_of, at_once=at_once)
+    alone = rank_shard(queries, vectors, ids_of(np.arange(rows)), k)
+    for field in ("scores", "ids", "rows"):
+        assert getattr(found, field).tolist() == getattr(alone, field).tolist()
+    assert found.examples == rows
 
 
 @pytest.mark.parametrize("scale", [1e-42, 1e-30, 1.0, 1e30])
