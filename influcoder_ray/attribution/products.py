@@ -19,11 +19,12 @@ from influcoder_ray.attribution.distribution import BINS, ScoreHistogram
 from influcoder_ray.attribution.group import settled
 from influcoder_ray.attribution.topk import kth_best
 
-_ROWS, _PRODUCTS = 1024, 1 << 18
-"""Vectors, and products of theirs with queries, at a time: so many stay in a core's cache."""
+_ROWS, _PRODUCTS = 1024, 1 << 20
+"""Vectors, and products of theirs with queries, at a time. So many stay in the cache that cores share; with a
+quarter, which a core's own holds, products of a thousand queries would have too few vectors."""
 
 _PAIRS = 256
-"""Pairs that are scored at a time, for the same reason."""
+"""Pairs that are scored at a time: what they take stays in a core's cache."""
 
 
 class Asked:

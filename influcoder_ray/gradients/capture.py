@@ -131,21 +131,16 @@ def outer_sums(narrow: Tensor, wide: Tensor, layout: Layout) -> Tensor:
         narrow: (rows, T, R), or with rows and tokens folded into one axis.
         wide: (rows, T, O), likewise.
     """
-    sizes = [run.count * run.length for run in layout.runs]
     left, right = (side.reshape(layout.size, -1) for side in (narrow, wide))
-    sums = torch.empty(layout.examples, left.shape[1], right.shape[1], device=wide.device)
-    parts = zip(
-        layout.runs,
-        left.split(sizes),
-        right.split(sizes),
-        sums.split([run.count for run in layout.runs]),
-        strict=True,
-    )
-    for run, few, many, out in parts:
+    few, many = left.shape[1], right.shape[1]
+    sums = torch.empty(layout.examples, few, many, device=wide.device)
+    token = example = 0
+    for run in layout.runs:
+        tokens = slice(token, token := token + run.count * run.length)
         _products(
-            few.unflatten(0, (run.count, run.length)).transpose(1, 2),
-            many.unflatten(0, (run.count, run.length)),
-            out,
+            left[tokens].view(run.count, run.length, few).transpose(1, 2),
+            right[tokens].view(run.count, run.length, many),
+            sums[example : (example := example + run.count)],
         )
     return sums
 

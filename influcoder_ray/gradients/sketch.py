@@ -34,6 +34,8 @@ class CountSketch:
         # A bit for each parameter that was met: nearly half of the sketch's time went into hashing them anew.
         self._octets: dict[tuple[str, int, torch.device], Tensor] = {}
         self._maps: dict[tuple[str, int, torch.device], Tensor] = {}
+        self._affine: dict[tuple[str, int], list[tuple[int, int]]] = {}
+        self._places: dict[torch.device, Tensor] = {}
 
     def add(self, sketches: Tensor, gradients: Tensor, name: str) -> None:
         """Add a parameter's gradients to sketches, in place.
@@ -76,7 +78,9 @@ class CountSketch:
 
     def buckets(self, count: int, name: str, device: torch.device) -> list[Tensor]:
         """The bucket of each of a parameter's entries, block by block: int64 (at most D,) each."""
-        place = torch.arange(min(count, self.width), dtype=torch.int64, device=device)
+        if device not in self._places:
+            self._places[device] = torch.arange(self.width, dtype=torch.int64, device=device)
+        place = self._places[device][:count]
         return [
             (place[: count - block * self.width] * multiplier + shift) & (self.width - 1)
             for block, (multiplier, shift) in enumerate(self._affine_maps(count, name))
@@ -88,11 +92,13 @@ class CountSketch:
 
     def _affine_maps(self, count: int, name: str) -> list[tuple[int, int]]:
         """Multiplier and shift, modulo D, of each block of a parameter's entries."""
-        key = key_of(self.seed, "buckets", name)
-        return [
-            ((hash_of(2 * block, key) | 1) % self.width, hash_of(2 * block + 1, key) % self.width)
-            for block in range(-(-count // self.width))
-        ]
+        if (name, count) not in self._affine:
+            key = key_of(self.seed, "buckets", name)
+            self._affine[name, count] = [
+                ((hash_of(2 * block, key) | 1) % self.width, hash_of(2 * block + 1, key) % self.width)
+                for block in range(-(-count // self.width))
+            ]
+        return self._affine[name, count]
 
     def _maps_of(self, count: int, name: str, device: torch.device) -> Tensor:
         """The same as int32 (blocks, 3), each multiplier's inverse modulo D between the two."""
