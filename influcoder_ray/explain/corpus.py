@@ -1,11 +1,10 @@
 """The examples of a run's embeddings by number: its files, and the rows of each, follow each other."""
 
 from collections.abc import Iterator, Sequence
-from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from influcoder_ray.ahead import in_order
@@ -15,10 +14,13 @@ from influcoder_ray.tables.arrays import Stored
 from influcoder_ray.tables.manifests import CommittedFile
 from influcoder_ray.tables.vectors import read_vectors
 
+# What an answer says of an example beside its place.
+_COLUMNS = ["example_id", "source", "familiarity"]
 # That fetch cells out of as many files: most of the time is waiting for a store.
 _THREADS = 16
 
 Numbers = npt.NDArray[np.int64]
+Cells = dict[int, dict[str, Any]]
 
 
 class Corpus:
@@ -33,49 +35,43 @@ class Corpus:
         self.fingerprint = record.finished()
         self._root = record.root
         self._files: Sequence[CommittedFile] = record.files(embed.CORPUS)
+        self._ends: Numbers = np.cumsum([file.rows for file in self._files], dtype=np.int64)
 
     def __len__(self) -> int:
         """How many examples there are."""
-        return int(self._ends[-1]) if len(self._ends) else 0
-
-    @cached_property
-    def _ends(self) -> Numbers:
-        return np.cumsum([file.rows for file in self._files], dtype=np.int64)
+        return sum(file.rows for file in self._files)
 
     def shards(self, column: str) -> Iterator[tuple[int, Iterator[Stored]]]:
         """The number of each file's first example, and its vectors, some thousand rows at a time."""
         for file, end in zip(self._files, self._ends.tolist(), strict=True):
             yield end - file.rows, read_vectors(self._root / file.path, column=column)
 
-    def cells(self, numbers: Numbers, columns: Sequence[str]) -> pa.Table:
-        """Columns of the examples (M,) with some numbers, in their order.
+    def cells(self, numbers: Numbers) -> Cells:
+        """The id, source and familiarity of each of some examples, which may be named twice.
 
         Of a file only the row groups are read that hold one of them.
         """
-        if not len(numbers):
-            return pa.table({name: [] for name in columns})
-        order = np.argsort(numbers, kind="stable")
-        places = np.searchsorted(self._ends, numbers[order], side="right")
-        found, firsts = np.unique(places, return_index=True)
-        members = zip(found.tolist(), np.split(numbers[order], firsts[1:]), strict=True)
-        tables = in_order(lambda one: self._of_file(*one, columns), members, threads=_THREADS, ahead=_THREADS)
-        back = np.empty(len(order), np.int64)
-        back[order] = np.arange(len(order))
-        return pa.concat_tables(tables).take(pa.array(back))
+        rising = np.unique(numbers)
+        places = np.searchsorted(self._ends, rising, side="right")
+        members = ((place, rising[places == place]) for place in np.unique(places).tolist())
+        found: Cells = {}
+        for cells in in_order(lambda one: self._of_file(*one), members, threads=_THREADS, ahead=_THREADS):
+            found |= cells
+        return found
 
-    def _of_file(self, place: int, numbers: Numbers, columns: Sequence[str]) -> pa.Table:
-        """The rows of a file with some rising numbers."""
+    def _of_file(self, place: int, numbers: Numbers) -> Cells:
+        """Those of rising numbers within a file."""
         file = self._files[place]
-        rows = numbers - (int(self._ends[place]) - file.rows)
+        rows = numbers - (self._ends[place] - file.rows)
+        found: Cells = {}
         with (self._root / file.path).open() as stream:
             parquet = pq.ParquetFile(stream)
             footer = parquet.metadata
-            sizes = np.array([footer.row_group(group).num_rows for group in range(footer.num_row_groups)])
-            ends = np.cumsum(sizes)
-            of_rows = np.searchsorted(ends, rows, side="right")
-            groups = np.unique(of_rows)
-            table = parquet.read_row_groups(groups.tolist(), columns=list(columns))
-        # Where each group begins among those that were read.
-        begins = dict(zip(groups.tolist(), np.cumsum(sizes[groups]) - sizes[groups], strict=True))
-        within = rows - (ends - sizes)[of_rows]
-        return table.take(pa.array(within + np.array([begins[group] for group in of_rows.tolist()])))
+            ends = np.cumsum([footer.row_group(group).num_rows for group in range(footer.num_row_groups)])
+            groups = np.searchsorted(ends, rows, side="right")
+            for group in np.unique(groups).tolist():
+                here = groups == group
+                first = ends[group] - footer.row_group(group).num_rows
+                table = parquet.read_row_group(group, columns=_COLUMNS).take(rows[here] - first)
+                found |= dict(zip(numbers[here].tolist(), table.to_pylist(), strict=True))
+        return found

@@ -8,11 +8,9 @@ Shapes: N examples of the corpus, d embedding width.
 """
 
 import json
-from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -101,7 +99,7 @@ class Index:
         row = vector.astype(np.float16).astype(np.float32)[None]
         probes = self.about.probes
         (top,), (bottom,) = self.nearest(row, most, probes), self.nearest(-row, least, probes)
-        cells = self._cells({number for number, _ in (*top, *bottom)})
+        cells = self._corpus.cells(np.array([number for number, _ in (*top, *bottom)], np.int64))
         rows = self.about.rows
 
         def found(rank: int, number: int, score: float) -> Found:
@@ -136,12 +134,6 @@ class Index:
             pairs = zip(own[there].tolist(), cosines(their[there], row[None]).tolist(), strict=True)
             best.append(sorted(pairs, key=lambda pair: (-pair[1], pair[0]))[:wanted])
         return best
-
-    def _cells(self, numbers: Collection[int]) -> dict[int, dict[str, Any]]:
-        """The id, source and familiarity of examples, by their numbers in the corpus."""
-        rising = sorted(numbers)
-        found = self._corpus.cells(np.array(rising, np.int64), ["example_id", "source", "familiarity"])
-        return dict(zip(rising, found.to_pylist(), strict=True))
 
 
 def load_faiss() -> ModuleType:

@@ -10,7 +10,7 @@ from influcoder_ray.attribution.distribution import percentile_of_rank
 from influcoder_ray.attribution.scan import Scan
 from influcoder_ray.attribution.topk import Ids
 from influcoder_ray.config import PipelineSettings
-from influcoder_ray.explain.corpus import Corpus, Numbers
+from influcoder_ray.explain.corpus import Cells, Corpus, Numbers
 from influcoder_ray.explain.found import Extremes, Found
 
 # Shards that are read and searched at once: reading waits for a disk or a network, searching does not.
@@ -41,24 +41,27 @@ def search(
     corpus = Corpus(settings)
     row = vector.astype(np.float16)
 
+    known: Cells = {}
+
     def ids_of(numbers: Numbers) -> Ids:
-        return corpus.cells(numbers, ["example_id"])["example_id"].to_numpy()
+        # What is asked for last holds the answer, of which nothing is then read twice.
+        known.clear()
+        known.update(corpus.cells(numbers))
+        return np.array([known[number]["example_id"] for number in numbers.tolist()], dtype=object)
 
     # Turned round, the least influential examples are the most influential ones.
     scan = Scan(np.stack([row, -row]), max(most, least))
     best = scan.rank_together(corpus.shards(column), ids_of, at_once=_THREADS)
     kept = best.rows.shape[1]
-    cells = corpus.cells(best.rows.reshape(-1), ["source", "familiarity"]).to_pylist()
 
     def found(query: int, place: int, rank: int) -> Found:
         score = float(best.scores[query, place])
         return Found(
             rank=rank,
-            example_id=str(best.ids[query, place]),
             # Zero has a sign, which nobody wants to see.
             score=(-score if query else score) + 0.0,
             percentile=percentile_of_rank(rank, len(corpus)),
-            **cells[query * kept + place],
+            **known[int(best.rows[query, place])],
         )
 
     top = [found(0, place, place + 1) for place in range(min(most, kept))]

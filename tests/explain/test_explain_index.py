@@ -5,37 +5,21 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
+from embedded_corpus import embedded
 
-from influcoder_ray.config import PipelineSettings, settings_from
+from influcoder_ray.config import PipelineSettings
 from influcoder_ray.errors import UserError
 from influcoder_ray.explain import indexing
 from influcoder_ray.explain.index import ABOUT, About, Index, part_of
 from influcoder_ray.explain.indexing import build_index
 from influcoder_ray.explain.search import search
-from influcoder_ray.stages import embed
-from influcoder_ray.tables import schemas
-from influcoder_ray.tables.arrays import vector_column
-from influcoder_ray.tables.fingerprint import Fingerprint
-from influcoder_ray.tables.state import Output
 
 ROWS, WIDTH, QUERIES = 3000, 16, 30
 
 
 def run_of(folder: Path, *, kind: str = "float16", seed: int = 0, seen: str = "embed") -> PipelineSettings:
     """Settings of a run that holds embeddings of a clustered corpus, in shards of 700, and of queries."""
-    columns = {"text": "text"}
-    settings = settings_from(
-        {
-            "output": str(folder / "out"),
-            "corpus": {"path": str(folder / "corpus.parquet"), "columns": columns},
-            "queries": {"path": str(folder / "queries.parquet"), "columns": columns},
-            "model": {"path": "-"},
-            "encoder": {"path": "-"},
-        },
-        source="test",
-    )
     rng = np.random.default_rng(seed)
     centres = rng.normal(size=(60, WIDTH))
 
@@ -44,29 +28,9 @@ def run_of(folder: Path, *, kind: str = "float16", seed: int = 0, seen: str = "e
         found: np.ndarray = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
         return found
 
-    record = embed.state(settings.root)
-    record.begin(Fingerprint({"stage": seen}))
-
-    def commit(table: str, vectors: np.ndarray, first: int, kind: str) -> None:
-        column, steps = vector_column(vectors, kind)
-        rows = range(first, first + len(vectors))
-        cells = {
-            "example_id": [f"{table}-{row}" for row in rows],
-            "source": [f"{table}.parquet:{row}" for row in rows],
-            "embedding": column,
-            "familiarity": [float(row % 100) for row in rows],
-        }
-        output = Output(
-            {table: pa.table(cells, schema=schemas.embeddings(WIDTH, kind, steps))}, len(rows), len(rows)
-        )
-        record.commit(f"{table}-{first:06d}", output, 0.0)
-
-    corpus = units(ROWS)
-    for first in range(0, ROWS, 700):
-        commit(embed.CORPUS, corpus[first : first + 700], first, kind)
-    commit(embed.QUERIES, units(QUERIES), 0, "float16")
-    record.finish(record.manifests(), {})
-    return settings
+    corpus, queries = units(ROWS), units(QUERIES)
+    shards = np.split(corpus, range(700, ROWS, 700))
+    return embedded(folder, shards, queries=queries, kind=kind, seen=seen)
 
 
 def asked(seed: int = 5) -> np.ndarray:

@@ -3,52 +3,14 @@
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
+from embedded_corpus import embedded
 
 from influcoder_ray.attribution.cosine import cosines
-from influcoder_ray.config import PipelineSettings, settings_from
 from influcoder_ray.explain.search import search
-from influcoder_ray.stages import embed
-from influcoder_ray.tables import schemas
-from influcoder_ray.tables.arrays import Steps, vector_column
-from influcoder_ray.tables.fingerprint import Fingerprint
-from influcoder_ray.tables.state import Output
+from influcoder_ray.tables.arrays import Steps
 
 WIDTH = 6
-
-
-def embedded(
-    folder: Path, vectors: np.ndarray, ids: list[str], cuts: list[int], kind: str = "float16"
-) -> PipelineSettings:
-    """Settings of a folder that holds embeddings (N, d) and nothing else, a shard between two cuts."""
-    columns = {"text": "text"}
-    settings = settings_from(
-        {
-            "output": str(folder / "out"),
-            "corpus": {"path": str(folder / "corpus.parquet"), "columns": columns},
-            "queries": {"path": str(folder / "queries.parquet"), "columns": columns},
-            "model": {"path": "-"},
-            "encoder": {"path": "-"},
-        },
-        source="test",
-    )
-    record = embed.state(settings.root)
-    record.begin(Fingerprint({"stage": "embed"}))
-    for number, (start, stop) in enumerate(zip([0, *cuts], [*cuts, len(ids)], strict=True)):
-        column, steps = vector_column(vectors[start:stop], kind)
-        table = pa.table(
-            {
-                "example_id": ids[start:stop],
-                "source": [f"corpus.parquet:{row}" for row in range(start, stop)],
-                "embedding": column,
-                "familiarity": [float(row) for row in range(start, stop)],
-            },
-            schema=schemas.embeddings(WIDTH, kind, steps),
-        )
-        record.commit(f"u{number}", Output({embed.CORPUS: table}, stop - start, stop - start), 0.0)
-    record.finish(record.manifests(), {})
-    return settings
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +38,7 @@ def test_both_ends_are_those_of_one_full_sort(
 ) -> None:
     """Prevents a shard from being lost, a sign from being left turned round, or a wrong row's source."""
     ids = [f"e{(7 * i) % 40:02d}" for i in range(40)]
-    settings = embedded(tmp_path, vectors, ids, cuts, kind)
+    settings = embedded(tmp_path, np.split(vectors, cuts), ids=ids, kind=kind)
     if kind == "int8":
         vectors = restored(vectors, cuts)
     scores = cosines(vectors.astype(np.float32), QUERY.astype(np.float16).astype(np.float32)[None])
@@ -89,7 +51,7 @@ def test_both_ends_are_those_of_one_full_sort(
         (found.least[::-1], upwards[:least], range(40, 0, -1)),
     ):
         assert [f.example_id for f in ends] == [ids[i] for i in order]
-        assert [f.source for f in ends] == [f"corpus.parquet:{i}" for i in order]
+        assert [f.source for f in ends] == [f"embeddings.parquet:{i}" for i in order]
         assert [f.familiarity for f in ends] == [float(i) for i in order]
         assert [f.score for f in ends] == [float(scores[i]) for i in order]
         assert [f.rank for f in ends] == list(ranks)[: len(order)]
@@ -98,7 +60,7 @@ def test_both_ends_are_those_of_one_full_sort(
 
 def test_a_lone_example_is_both_ends(vectors: np.ndarray, tmp_path: Path) -> None:
     """Prevents a division by no other examples."""
-    found = search(embedded(tmp_path, vectors[:1], ["only"], []), QUERY, most=5, least=5)
+    found = search(embedded(tmp_path, [vectors[:1]]), QUERY, most=5, least=5)
     (first,), (last,) = found.most, found.least
     assert first == last
     assert (first.rank, first.percentile) == (1, 100.0)
