@@ -228,7 +228,7 @@ class ResourceSpec(Spec):
     embed: WorkersSpec = Field(default=WorkersSpec(), description="Workers that hold the encoder.")
     attribute: WorkersSpec = Field(
         default=WorkersSpec(cpus=1, gpus=0),
-        description="Workers that search the embeddings, select and filter.",
+        description="Workers that search the embeddings, on a GPU if they have one, select and filter.",
     )
     evaluate: WorkersSpec = Field(
         default=WorkersSpec(max=1), description="The worker that evaluates; it holds both models."

@@ -66,13 +66,13 @@ def mean_direction(query_vectors: Vectors) -> npt.NDArray[np.float64]:
 
 
 def settled(
-    means: npt.NDArray[np.float64], vectors: npt.NDArray[np.float32], centre: npt.NDArray[np.float64]
+    means: npt.NDArray[np.float64], vectors: npt.NDArray[np.floating], centre: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float32]:
     """(N,) mean cosines as `ordered_dot` would have them, out of float64 ones of any order of summation.
 
     Args:
         means: (N,) float64.
-        vectors: (N, d) float32.
+        vectors: (N, d) float16 or float32.
         centre: (1, d) `mean_direction`.
     """
     scores, doubtful = nearest_float32(means, vectors.shape[1], float(np.sqrt(np.square(centre).sum())))

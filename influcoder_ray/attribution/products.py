@@ -4,7 +4,7 @@ Shapes: N vectors, Q queries, M pairs, K top k, d embedding width.
 
 The product is float32 and fast, and its bits change with the machine. So it only says which pairs come
 into question, and counts scores in bins a thousand times as wide as its error; the scores that are kept
-are those of `cosine` and `group`, whose bits do not change.
+are those of `cosine` and `group`, whose bits do not change. So a GPU may form it as well as a CPU.
 """
 
 import threading
@@ -17,11 +17,17 @@ import torch
 from influcoder_ray.attribution.cosine import BLOCK_ROWS, Vectors, blocks, cosines, nearest_float32, norms
 from influcoder_ray.attribution.distribution import BINS, ScoreHistogram
 from influcoder_ray.attribution.group import settled
+from influcoder_ray.attribution.reaching import kth_highest, reaching
 from influcoder_ray.attribution.topk import kth_best
 
 _ROWS, _PRODUCTS = 1024, 1 << 20
 """Vectors, and products of theirs with queries, at a time. So many stay in the cache that cores share; with a
 quarter, which a core's own holds, products of a thousand queries would have too few vectors."""
+
+_PRODUCTS_ON_GPU = 1 << 24
+"""The same on a GPU, where a whole block may be multiplied at once: some 300 MiB if every product is kept."""
+
+CPU = torch.device("cpu")
 
 _PAIRS = 256
 """Pairs that are scored at a time: what they take stays in a core's cache."""
@@ -32,18 +38,19 @@ class Asked:
 
     Args:
         query_vectors: (Q, d) float16 or float32; a zero vector scores 0 with everything.
+        device: that multiplies. What is kept is scored by the processor, wherever it was found.
 
     Raises:
         ValueError: a value that is not finite.
     """
 
-    def __init__(self, query_vectors: Vectors) -> None:
+    def __init__(self, query_vectors: Vectors, device: torch.device = CPU) -> None:
         parts = [block for _, block in blocks("query vectors", query_vectors, BLOCK_ROWS)]
         self.vectors = np.concatenate(parts) if parts else np.empty(query_vectors.shape, np.float32)
         self.double = self.vectors.astype(np.float64)
         self.norms = norms(self.vectors)
         lengths = np.where(self.norms > 0, self.norms, 1.0)[:, None]
-        self.directions = torch.from_numpy((self.vectors / lengths).astype(np.float32))
+        self.directions = torch.from_numpy((self.vectors / lengths).astype(np.float32)).to(device)
         self.error = product_error(query_vectors.shape[1])
         self._held = threading.local()
 
@@ -55,11 +62,21 @@ class Asked:
         """The d of the queries."""
         return self.vectors.shape[1]
 
+    @property
+    def device(self) -> torch.device:
+        """Where products are formed."""
+        return self.directions.device
+
+    def rows_at_once(self, vectors: int) -> int:
+        """How many of a block's vectors are multiplied at a time where nobody says."""
+        most, products = (_ROWS, _PRODUCTS) if self.device.type == "cpu" else (vectors, _PRODUCTS_ON_GPU)
+        return max(64, min(most, products // max(1, len(self))))
+
     def buffers(self, rows: int) -> "Buffers":
         """Those of the thread that asks, for at least so many rows."""
         held: Buffers | None = getattr(self._held, "buffers", None)
         if held is None or len(held.single) < rows:
-            self._held.buffers = held = Buffers(len(self), self.width, rows)
+            self._held.buffers = held = Buffers(len(self), self.width, rows, self.device)
         return held
 
 
@@ -69,13 +86,13 @@ class Buffers:
     Shapes: Q queries, n rows of a product, d embedding width.
     """
 
-    def __init__(self, queries: int, width: int, rows: int) -> None:
-        self.single = torch.empty((rows, width), dtype=torch.float32)
+    def __init__(self, queries: int, width: int, rows: int, device: torch.device) -> None:
+        self.single = torch.empty((rows, width), dtype=torch.float32, device=device)
         """(n, d) at most, for vectors."""
-        self.double = torch.empty((rows, width), dtype=torch.float64)
+        self.double = torch.empty((rows, width), dtype=torch.float64, device=device)
         """The same, wide enough for sums whose float32 is sure."""
-        self._products = torch.empty(queries * rows, dtype=torch.float32)
-        self._bins = torch.empty(queries * rows, dtype=torch.int16)
+        self._products = torch.empty(queries * rows, dtype=torch.float32, device=device)
+        self._bins = torch.empty(queries * rows, dtype=torch.int16, device=device)
         self._queries = queries
 
     def products(self, rows: int) -> torch.Tensor:
@@ -119,7 +136,7 @@ def product_error(width: int) -> float:
 
 def look(
     asked: Asked,
-    vectors: npt.NDArray[np.generic],
+    vectors: npt.NDArray[np.floating],
     k: int,
     bar: npt.NDArray[np.float32],
     *,
@@ -144,17 +161,23 @@ def look(
         name, first: what the vectors are called in an error, and the position of the first of them.
 
     Raises:
-        ValueError: a value that is not finite.
+        ValueError: a value that is not finite; or torch may form float32 products with less than their
+            precision, whose error is not bounded here.
     """
+    precision = torch.get_float32_matmul_precision()
+    if precision != "highest":
+        raise ValueError(f"float32 products have torch's precision {precision!r}; a search needs 'highest'")
     likely = _Likely(len(asked), k, bar, asked.error)
     counts = np.zeros(BINS, np.int64)
     group = np.empty(0 if centre is None else len(vectors), np.float32)
     lengths = np.empty(len(vectors))
     whole = _tensor(vectors)
-    rows = rows or max(64, min(_ROWS, _PRODUCTS // max(1, len(asked))))
+    there = whole.to(asked.device)
+    middle = None if centre is None else torch.from_numpy(centre[0]).to(asked.device)
+    rows = rows or asked.rows_at_once(len(vectors))
     held = asked.buffers(rows)
     for start in range(0, len(vectors), rows):
-        part = whole[start : start + rows]
+        part = there[start : start + rows]
         single, double = held.single[: len(part)], held.double[: len(part)]
         double.copy_(single.copy_(part))
         norm = torch.linalg.vector_norm(double, dim=1)
@@ -163,18 +186,20 @@ def look(
         if not finite.all():
             place = first + start + int(torch.argmin(finite.to(torch.uint8)))
             raise ValueError(f"{name}: row {place} holds a value that is not finite")
-        lengths[start : start + len(part)] = norm.numpy()
+        lengths[start : start + len(part)] = norm.cpu().numpy()
         inverse = torch.where(norm > 0, 1 / norm, 0.0)
-        if centre is not None:
-            means = (double @ torch.from_numpy(centre[0])) * inverse
-            group[start : start + len(part)] = settled(means.numpy(), single.numpy(), centre)
+        if centre is not None and middle is not None:
+            means = (double @ middle) * inverse
+            group[start : start + len(part)] = settled(
+                means.cpu().numpy(), vectors[start : start + len(part)], centre
+            )
         # Lengths of float32 may be such that their inverse is none; of the others' float32 is enough.
         if vectors.dtype == np.float32:
             single.copy_(double.mul_(inverse[:, None]))
         else:
             single.mul_(inverse.to(torch.float32)[:, None])
         products = torch.mm(asked.directions, single.T, out=held.products(len(part)))
-        likely.add(products.numpy(), start)
+        likely.add(products, start)
         if counted:
             counts += _counts(products, held.bins(len(part)))
     query, row = likely.pairs()
@@ -184,7 +209,7 @@ def look(
     return Looked(query, row, score, group, ScoreHistogram(counts))
 
 
-def _tensor(vectors: npt.NDArray[np.generic]) -> torch.Tensor:
+def _tensor(vectors: npt.NDArray[np.floating]) -> torch.Tensor:
     # torch takes no memory that it may not write to, which Arrow's is.
     return torch.from_numpy(vectors if vectors.flags.writeable else vectors.copy())
 
@@ -203,18 +228,18 @@ class _Likely:
         self._held = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))]
         self._most = 2 * queries * k
 
-    def add(self, products: npt.NDArray[np.float32], first: int) -> None:
+    def add(self, products: torch.Tensor, first: int) -> None:
         """Take in the products (Q, n) with the rows that begin at `first`."""
         rows = products.shape[1]
-        places = np.flatnonzero(products >= self._floor[:, None])
+        places, found = reaching(products, self._floor)
         if len(places) > self._queries * self._k and rows > self._k:
-            kth = np.partition(products, rows - self._k, axis=1)[:, rows - self._k]
+            kth = kth_highest(products, self._k)
             self._floor = np.maximum(self._floor, kth - 2 * self._error)
-            places = np.flatnonzero(products >= self._floor[:, None])
+            places, found = reaching(products, self._floor)
         if not len(places):
             return
         query, row = np.divmod(places, rows)
-        self._held.append((query, row + first, products.reshape(-1)[places]))
+        self._held.append((query, row + first, found))
         if sum(len(query) for query, *_ in self._held) > self._most:
             self._cut()
 
@@ -262,7 +287,7 @@ def _counts(products: torch.Tensor, bins: torch.Tensor) -> npt.NDArray[np.int64]
     """(BINS,) counts of products, which are used up: their memory is written over, as that of `bins` is."""
     # One bin more on either side takes what rounding has put beyond -1 and 1.
     bins.copy_(products.mul_(BINS // 2).add_(BINS // 2 + 1))
-    counts = torch.bincount(bins.view(-1), minlength=BINS + 2).numpy()
+    counts = torch.bincount(bins.view(-1), minlength=BINS + 2).cpu().numpy()
     counts[1] += counts[0]
     counts[BINS] += counts[BINS + 1]
     return counts[1 : BINS + 1]

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from influcoder_ray.ahead import in_order
 from influcoder_ray.attribution.cosine import Vectors, check_vectors
 from influcoder_ray.attribution.distribution import ScoreHistogram
 from influcoder_ray.attribution.group import mean_direction
-from influcoder_ray.attribution.products import Asked, Looked, look
+from influcoder_ray.attribution.products import CPU, Asked, Looked, look
 from influcoder_ray.attribution.topk import Best, Ids, Ranking
 
 
@@ -41,14 +42,17 @@ class Scan:
         k: how many examples are kept for each query, at least 1.
         threads: that compute; each looks at a block of its own. It goes best where torch's arithmetic keeps
             to the thread that asks for it (`torch.set_num_threads(1)`).
+        device: that multiplies; a GPU wants blocks of many rows.
 
     Raises:
         ValueError: no queries; k < 1; shapes or types that do not fit; a value that is not finite.
     """
 
-    def __init__(self, query_vectors: Vectors, k: int, *, threads: int = 1) -> None:
+    def __init__(
+        self, query_vectors: Vectors, k: int, *, threads: int = 1, device: torch.device = CPU
+    ) -> None:
         check_vectors("query vectors", query_vectors)
-        self._asked = Asked(query_vectors)
+        self._asked = Asked(query_vectors, device)
         self._centre = mean_direction(query_vectors)
         self._k = k
         self._threads = threads

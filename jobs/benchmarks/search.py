@@ -4,7 +4,7 @@ Each contender runs in a process of its own, over the same files, one after the 
     ours        what the attribute stage does with its units, without Ray: read, rank, score for the whole
                 query set, count scores, merge; nothing is written
     read        every byte of the files by NumPy, taken for float16 and converted to float32
-    products    the bare matrix products of the same shapes by NumPy, of vectors in memory
+    products    the bare matrix products of the same shapes, of vectors in memory: by NumPy, on a GPU by torch
     numpy       the vectors read as we read them; convert, multiply, argpartition, by NumPy; no scores of the
                 query set, no counts
     faiss flat  the same by `faiss.knn`, the search of IndexFlatIP; its index itself would hold every vector
@@ -22,6 +22,7 @@ Keys of the JSON file:
                                     cannot tell from ours; null without faiss
     equal_to_numpy                  the same of NumPy's
     contenders                      {contender, seconds, rows_per_second, peak_memory_bytes}, one for each
+    device, device_name             where ours and `products` multiply; the others do so on the CPU
     bytes, cold, rows, dimensions, queries, top_k, rows_per_file, threads, versions
 """
 
@@ -42,10 +43,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from rich.console import Console
 
 from benchmarks.measure import process_peak_bytes
-from benchmarks.options import at_least
+from benchmarks.options import at_least, find_device, name_of_device
 from benchmarks.table import show_search
 from benchmarks.vectors import VectorsSpec, corpus_files, query_file
 from influcoder_ray import __version__
@@ -86,6 +88,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--threads", type=at_least(1), default=os.cpu_count() or 1, help="of each contender (%(default)s)"
     )
     parser.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="cpu",
+        help="that multiplies, for us and for the bare products (%(default)s)",
+    )
+    parser.add_argument(
         "--cold", action="store_true", help="drop the files from the page cache before each contender"
     )
     parser.add_argument("--work", metavar="FOLDER", help="where the vectors are kept; a temporary folder")
@@ -112,6 +120,7 @@ class Task:
     asked: int
     top_k: int
     threads: int
+    device: torch.device
 
     @property
     def units(self) -> list[Unit]:
@@ -150,7 +159,7 @@ class Result:
 
 def ours(task: Task) -> Callable[[], Best]:
     """The work of the attribute stage on each unit, and the merge of its rankings."""
-    work = SearchWork([task.queries], _TABLES, task.top_k, 5.0, task.threads)
+    work = SearchWork([task.queries], _TABLES, task.top_k, 5.0, task.threads, task.device)
 
     def rankings() -> Iterator[Ranking]:
         # As an actor does, which reads one unit while it computes another.
@@ -180,11 +189,26 @@ def products(task: Task) -> Callable[[], None]:
     queries = task.query_vectors()
     block = np.resize(queries, (_BLOCK_ROWS, task.dimensions))
     scores = np.empty((len(queries), _BLOCK_ROWS), np.float32)
+    if task.device.type == "cuda":
+        return _products_on_gpu(task, queries, block)
 
     def work() -> None:
         for start in range(0, task.rows, _BLOCK_ROWS):
             some = block[: task.rows - start]
             np.matmul(queries, some.T, out=scores[:, : len(some)])
+
+    return work
+
+
+def _products_on_gpu(
+    task: Task, queries: npt.NDArray[np.float32], block: npt.NDArray[np.float32]
+) -> Callable[[], None]:
+    there, some = (torch.from_numpy(vectors).to(task.device) for vectors in (queries, block))
+
+    def work() -> None:
+        for start in range(0, task.rows, _BLOCK_ROWS):
+            torch.mm(there, some[: task.rows - start].T)
+        torch.cuda.synchronize(task.device)
 
     return work
 
@@ -260,8 +284,6 @@ CONTENDERS: dict[str, Callable[[Task], Callable[[], Best | None]]] = {
 
 def contend(name: str, task: Task) -> Result:
     """Run one contender; the whole life of its process."""
-    import torch
-
     torch.set_num_threads(task.threads)
     work = CONTENDERS[name](task)
     started = time.perf_counter()
@@ -277,6 +299,7 @@ def share_equal(best: Best, other: Best) -> float:
 def _figures(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Everything measured, by the keys of the JSON file."""
     log = Console(stderr=True)
+    device = find_device(arguments.device)
     spec = VectorsSpec(arguments.rows, arguments.dimensions, arguments.queries, arguments.rows_per_file)
     log.print(f"{spec.rows:,} vectors below {folder}", highlight=False)
     task = Task(
@@ -287,6 +310,7 @@ def _figures(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         spec.queries,
         arguments.top_k,
         arguments.threads,
+        device,
     )
     if not arguments.cold:
         # So that the first contender finds the files where the others do.
@@ -328,6 +352,8 @@ def _figures(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
             }
             for name, result in results.items()
         ],
+        "device": device.type,
+        "device_name": name_of_device(device),
         "bytes": sum(file.place.size_bytes() for file in task.files),
         "cold": arguments.cold,
         "rows": spec.rows,

@@ -176,7 +176,8 @@ def show_search(figures: dict[str, Any]) -> None:
     )
     console.print(
         f"our rate: {ratios}; {figures['seconds_over_read_and_products']:.2f} times the seconds of read and "
-        f"products; {figures['threads']} threads, files {'cold' if figures['cold'] else 'in the page cache'}"
+        f"products; {figures['device_name']}, {figures['threads']} threads, files "
+        f"{'cold' if figures['cold'] else 'in the page cache'}"
     )
     for name in ("faiss_flat", "numpy"):
         if figures[f"equal_to_{name}"] is not None:

@@ -5,10 +5,11 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from influcoder_ray.attribution import topk
+from influcoder_ray.attribution import products, reaching, topk
 from influcoder_ray.attribution.cosine import cosines
 from influcoder_ray.attribution.distribution import ScoreHistogram
 from influcoder_ray.attribution.group import group_scores
@@ -102,6 +103,58 @@ def test_a_row_that_is_not_finite_is_named_by_its_place_in_the_shard() -> None:
     vectors[17, 1] = np.inf
     with pytest.raises(ValueError, match="vectors: row 17 holds a value that is not finite"):
         Scan(np.ones((1, 3), np.float16), 2).shard([vectors[:10], vectors[10:]], ids_of)
+
+
+@given(st.integers(0, 1000), st.integers(1, 9), st.integers(1, 300), st.integers(1, 20))
+@quick
+def test_torch_finds_the_products_that_numpy_finds(seed: int, queries: int, rows: int, k: int) -> None:
+    """Prevents another device from passing over a pair, or putting one in another's place."""
+    # Of so few values many are equal, some to the bar.
+    scores = np.random.default_rng(seed).integers(-4, 5, (queries, rows)).astype(np.float32) / 4
+    floor = np.random.default_rng(seed + 1).integers(-4, 6, queries).astype(np.float32) / 4
+    floor[0] = -np.inf
+    held, k = torch.from_numpy(scores), min(k, rows)
+    places, found = reaching.reaching_by_torch(held, floor)
+    expected_places, expected = reaching.reaching(held, floor)
+    assert places.tolist() == expected_places.tolist() == np.flatnonzero(scores >= floor[:, None]).tolist()
+    assert found.tobytes() == expected.tobytes() == scores.reshape(-1)[places].tobytes()
+    kth = np.sort(scores, axis=1)[:, -k]
+    assert (
+        reaching.kth_highest_by_torch(held, k).tolist()
+        == reaching.kth_highest(held, k).tolist()
+        == kth.tolist()
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_a_search_on_another_device_ranks_and_scores_to_the_last_bit_alike(
+    dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prevents a ranking that tells on which device it was made; on a machine without GPU torch stands in."""
+    if torch.cuda.is_available():
+        device = torch.device("cuda")
+    else:
+        device = torch.device("cpu")
+        monkeypatch.setattr(products, "reaching", reaching.reaching_by_torch)
+        monkeypatch.setattr(products, "kth_highest", reaching.kth_highest_by_torch)
+    queries, vectors = made_up(5, 7, 48, "float16"), made_up(6, 5000, 48, dtype)
+    found = Scan(queries, 9, threads=2, device=device).shard(np.array_split(vectors, 3), ids_of, shard="s")
+    alone = rank_shard(queries, vectors, ids_of(np.arange(5000)), 9, shard="s")
+    for field in ("scores", "ids", "rows"):
+        assert getattr(found.ranking, field).tolist() == getattr(alone, field).tolist()
+    assert found.group.tobytes() == group_scores(queries, vectors).tobytes()
+    assert found.histogram.total == 7 * 5000
+
+
+def test_products_of_less_than_float32s_precision_are_refused() -> None:
+    """Prevents TF32, whose error is a thousand times as large, from passing over the best rows."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        with pytest.raises(ValueError, match="torch's precision 'high'; a search needs 'highest'"):
+            Scan(np.ones((1, 3), np.float16), 2).rank([np.ones((5, 3), np.float16)], ids_of)
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def test_vectors_of_another_width_are_refused() -> None:

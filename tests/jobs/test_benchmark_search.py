@@ -26,6 +26,7 @@ def test_a_run_tells_what_the_issue_asks_for(tmp_path: Path, monkeypatch: pytest
     assert figures["peak_memory_bytes"] is None or figures["peak_memory_bytes"] > 0
     seconds = {c["contender"]: c["seconds"] for c in figures["contenders"]}
     assert figures["ratio_to_read"] == pytest.approx(seconds["read"] / seconds["ours"])
+    assert (figures["device"], figures["threads"]) == ("cpu", 1)
     assert set(seconds) >= {"ours", "read", "products", "numpy", "copy"}
 
 

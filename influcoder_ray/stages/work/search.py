@@ -10,6 +10,7 @@ import torch
 
 from influcoder_ray.attribution.scan import Scan
 from influcoder_ray.attribution.topk import Ranking
+from influcoder_ray.stages.work.device import prepare_device
 from influcoder_ray.tables import schemas
 from influcoder_ray.tables.arrays import vector_matrix
 from influcoder_ray.tables.datafiles import DataFile
@@ -37,6 +38,7 @@ class SearchWork:
         top_k: how many examples are kept for each query.
         unfamiliar_below: the familiarity, in per cent, below which a row is counted as unfamiliar.
         threads: of the search's arithmetic.
+        device: that multiplies; the GPU that Ray gave this worker if None, or the CPU.
     """
 
     def __init__(
@@ -46,11 +48,13 @@ class SearchWork:
         top_k: int,
         unfamiliar_below: float,
         threads: int = 1,
+        device: torch.device | None = None,
     ) -> None:
+        self.device = device or prepare_device(threads)
         # The search has threads of its own, which would wait for each other's.
         torch.set_num_threads(1)
         vectors = vector_matrix(query_rows(queries, ["example_id", "embedding"]))
-        self._scan = Scan(vectors, top_k, threads=threads)
+        self._scan = Scan(vectors, top_k, threads=threads, device=self.device)
         self._tables = tables
         self._unfamiliar_below = unfamiliar_below
 

@@ -29,7 +29,9 @@ class TextSearchWork:
     def __init__(self, text_rankings: str, text_candidates: int, **search: Any) -> None:
         self._search = SearchWork(**search)
         vectors = vector_matrix(query_rows(search["queries"], ["example_id", TEXTS]), TEXTS)
-        self._scan = Scan(vectors, text_candidates, threads=search.get("threads", 1))
+        self._scan = Scan(
+            vectors, text_candidates, threads=search.get("threads", 1), device=self._search.device
+        )
         self._table = text_rankings
 
     def read(self, unit: Unit) -> pa.Table:
