@@ -10,7 +10,7 @@ import torch
 
 from influcoder_ray.attribution.scan import Scan
 from influcoder_ray.attribution.topk import Ranking
-from influcoder_ray.stages.work.device import prepare_device
+from influcoder_ray.stages.work.device import own_device
 from influcoder_ray.tables import schemas
 from influcoder_ray.tables.arrays import vector_matrix
 from influcoder_ray.tables.datafiles import DataFile
@@ -50,7 +50,7 @@ class SearchWork:
         threads: int = 1,
         device: torch.device | None = None,
     ) -> None:
-        self.device = device or prepare_device(threads)
+        self.device = device or own_device()
         # The search has threads of its own, which would wait for each other's.
         torch.set_num_threads(1)
         vectors = vector_matrix(query_rows(queries, ["example_id", "embedding"]))
