@@ -18,8 +18,9 @@ class DataSpec(Spec):
     columns: ColumnSpec = Field(description="Which columns hold what.")
     where: Mapping[str, Condition] = Field(
         default={},
-        description="Conditions by column, such as language: en or score: {at_least: 0.8}; a row counts "
-        "where all of them hold. The others are in no stage, and keep their numbers.",
+        description="Conditions by column, such as language: en or score: {at_least: 0.8}, or by a field "
+        "within one (meta.source: C4); a row counts where all of them hold. The others are in no stage, and "
+        "keep their numbers.",
     )
 
     @property

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from influcoder_ray.tables.conditions import Where, matches
+from influcoder_ray.tables.conditions import Where, columns_of, matches
 from influcoder_ray.tables.datafiles import DataFile
 from influcoder_ray.tables.json_lines import Unreadable, lines
 from influcoder_ray.tables.rows import lines_of_piece, rows_of_lines, rows_of_parquet
@@ -119,9 +119,9 @@ def cells_in_parts(
             yield range(part[0][0], part[-1][0] + 1), cells_of_lines(part, columns, file.where)
         return
     starts = list(accumulate(file.row_groups or (), initial=0))
-    read = list(dict.fromkeys([*columns, *dict(file.where)]))
     with file.place.open() as stream:
         parquet = pq.ParquetFile(stream, buffer_size=_BUFFER_BYTES, pre_buffer=False)
+        read = list(dict.fromkeys([*columns, *columns_of(file.where, parquet.schema_arrow)]))
         for group in (group for group in file.groups_to_read if group >= row_group):
             first_row = starts[group]
             for batch in parquet.iter_batches(rows_at_once, row_groups=[group], columns=read):

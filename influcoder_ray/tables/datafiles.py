@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from influcoder_ray.errors import UserError
 from influcoder_ray.tables import json_lines
 from influcoder_ray.tables.conditions import Where, groups_that_may_match
+from influcoder_ray.tables.fields import path_in, says_fields, type_at
 from influcoder_ray.tables.fingerprint import file_identity
 from influcoder_ray.tables.place import Place
 
@@ -145,10 +146,12 @@ def _inspect(place: Place, relative: str, *, setting: str, where: Where, identif
     try:
         identity = file_identity(place) if identify else ""
         if not relative.endswith(PARQUET):
-            kinds = json_lines.first_kinds(place) if identify else {}
-            _require_matchable_lines(place, kinds, where, setting)
+            columns: tuple[str, ...] = ()
+            if identify:
+                columns, kinds = json_lines.first_keys(place, dict(where))
+                _require_matchable_lines(place, columns, kinds, where, setting)
             size = place.size_bytes()
-            return DataFile(place, relative, identity, None, tuple(kinds), size_bytes=size, where=where)
+            return DataFile(place, relative, identity, None, columns, size_bytes=size, where=where)
         # `footer.schema` would refer back to the footer, half a megabyte of a large file, and keep it.
         with place.open() as stream, pq.ParquetFile(stream) as parquet:
             footer = parquet.metadata
@@ -171,9 +174,10 @@ def _require_matchable(place: Place, schema: pa.Schema, where: Where, setting: s
     """Refuse a Parquet file without a condition's column, or with values that it cannot compare."""
     for name, condition in where:
         own = _setting_of(name, setting)
-        if name not in schema.names:
-            raise UserError(f"{own}: {place} has no column {name!r}; it has {', '.join(schema.names)}")
-        kind = schema.field(name).type
+        path = path_in(schema, name)
+        if not path:
+            raise UserError(f"{own}: {place} has no column {name!r}; it has {says_fields(schema)}")
+        kind = type_at(schema, path)
         value = condition.unfit_value(kind)
         if value is not None:
             raise UserError(
@@ -183,13 +187,17 @@ def _require_matchable(place: Place, schema: pa.Schema, where: Where, setting: s
 
 
 def _require_matchable_lines(
-    place: Place, kinds: Mapping[str, Collection[str]], where: Where, setting: str
+    place: Place,
+    columns: Sequence[str],
+    kinds: Mapping[str, Collection[str]],
+    where: Where,
+    setting: str,
 ) -> None:
     """Refuse lines of JSON of which the first all lack a condition's key, or have values of other kinds."""
-    for name, condition in where if kinds else ():
+    for name, condition in where if columns else ():
         own = _setting_of(name, setting)
         if name not in kinds:
-            raise UserError(f"{own}: {place} has no column {name!r}; it has {', '.join(kinds)}")
+            raise UserError(f"{own}: {place} has no column {name!r}; it has {', '.join(columns)}")
         there = sorted(kind for kind in kinds[name] if kind != "null")
         if there and condition.kind not in there:
             raise UserError(

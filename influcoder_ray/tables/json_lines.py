@@ -2,13 +2,14 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, BinaryIO
 
 import pyarrow as pa
 
+from influcoder_ray.tables.fields import ABSENT, value_at
 from influcoder_ray.tables.place import Place
 
 PLAIN_SUFFIXES = (".jsonl", ".ndjson")
@@ -150,15 +151,22 @@ def parse(line: bytes) -> dict[str, Any] | Unreadable:
     return row
 
 
-def first_kinds(place: Place) -> dict[str, set[str]]:
-    """The keys of the first lines, in order, with the kinds of their values; none where none is an object."""
+def first_keys(place: Place, fields: Collection[str] = ()) -> tuple[tuple[str, ...], dict[str, set[str]]]:
+    """The keys of the first lines, in order, and the kinds of values that they have in named fields.
+
+    Both are empty where no line is an object; a field that no line has is not among the kinds.
+    """
+    keys: dict[str, None] = {}
     kinds: dict[str, set[str]] = defaultdict(set)
     for line in islice(lines(place), _FIRST_LINES):
         row = parse(line)
         if isinstance(row, dict):
-            for name, value in row.items():
-                kinds[name].add(kind_of(value))
-    return dict(kinds)
+            keys |= dict.fromkeys(row)
+            for name in fields:
+                value = value_at(row, name, ABSENT)
+                if value is not ABSENT:
+                    kinds[name].add(kind_of(value))
+    return tuple(keys), dict(kinds)
 
 
 def kind_of(value: Any) -> str:

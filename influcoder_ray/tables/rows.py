@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from influcoder_ray.tables.conditions import Where, admits, matches
+from influcoder_ray.tables.conditions import Where, admits, columns_of, matches
 from influcoder_ray.tables.json_lines import Unreadable, lines, parse
 from influcoder_ray.tables.units import Piece, Unit
 
@@ -133,7 +133,7 @@ class _File:
     def _passing(self, parts: Sequence[_Part], where: Where) -> list[_Part]:
         """The parts with the rows for which the conditions hold."""
         whole = [replace(part, mask=np.ones_like(part.mask)) for part in parts]
-        passed = matches(where, self.table(whole, list(dict(where)))).to_numpy()
+        passed = matches(where, self.table(whole, columns_of(where, self.schema))).to_numpy()
         borders = list(accumulate(len(part.mask) for part in parts))
         return [part.masked(own) for part, own in zip(parts, np.split(passed, borders[:-1]), strict=True)]
 

@@ -25,8 +25,10 @@ from influcoder_ray.tables import schemas
 
 PACKAGE = Path(pipeline.__file__).parent
 MakeSettings = Callable[..., PipelineSettings]
-WHERE = {"length": {"at_least": 5}, "label": {"none_of": [1]}}
-MEETING = [row for row in corpus_rows() if row["length"] >= 5 and row["label"] == 0]
+WHERE = {"length": {"at_least": 5}, "label": {"none_of": [1]}, "extra.word": {"none_of": ["w2"]}}
+MEETING = [
+    row for row in corpus_rows() if row["length"] >= 5 and row["label"] == 0 and row["extra"]["word"] != "w2"
+]
 QUERY_ROWS, CORPUS_ROWS = 12, 120
 COLUMNS = {"id": "id", "prompt": "prompt", "response": "response"}
 
@@ -130,6 +132,9 @@ def test_a_changed_condition_asks_for_a_sample_of_its_own(made: MakeSettings, tm
     [
         ("parquet", {"lang": "en"}, r"^corpus\.where\.lang: .*a\.parquet has no column 'lang'; it has id, "),
         ("jsonl", {"lang": "en"}, r"^corpus\.where\.lang: .*a\.jsonl has no column 'lang'; it has id, "),
+        ("parquet", {"extra.w": "en"}, r"^corpus\.where\.extra\.w: .* 'extra\.w'; .*extra \(list, word\)"),
+        ("jsonl", {"extra.w": "en"}, r"^corpus\.where\.extra\.w: .* no column 'extra\.w'; it has id, "),
+        ("parquet", {"extra.word": 3}, r"^corpus\.where\.extra\.word: 3 cannot be compared .* is string"),
         ("parquet", {"length": "long"}, r"^corpus\.where\.length: 'long' cannot be compared .* is int64"),
         ("jsonl", {"length": "long"}, r"^corpus\.where\.length: compares with text, .* holds number"),
         ("parquet", {"extra": "w1"}, r"^corpus\.where\.extra: 'w1' cannot be compared .* is struct"),

@@ -44,6 +44,8 @@ _WHERE = st.fixed_dictionaries(
         "score": st.sampled_from([{"at_least": 0.5}, {"above": 0.25, "at_most": 0.5}, {"none_of": [0.5]}]),
         "day": st.sampled_from([{"at_least": "2024-02-01", "below": "2024-05-01"}]),
         "whole": st.sampled_from([{"at_least": 2}, {"one_of": [1, 3]}, {"equals": 99}]),
+        "meta.language": st.sampled_from([{"equals": "en"}, {"none_of": ["en"]}]),
+        "meta.quality.score": st.sampled_from([{"at_least": 0.5}, {"below": 0.5}]),
     },
 )
 _ROWS = st.lists(
@@ -61,7 +63,7 @@ def expression(given: Mapping[str, Mapping[str, Any]]) -> pc.Expression:
     """The same conditions in pyarrow's own words."""
     found = pc.scalar(True)
     for name, tests in given.items():
-        column = pc.field(name)
+        column = pc.field(*name.split("."))
         for test, value in tests.items():
             found &= {
                 "equals": lambda c, v: c == v,
@@ -77,6 +79,12 @@ def expression(given: Mapping[str, Mapping[str, Any]]) -> pc.Expression:
 
 def table_of(rows: Sequence[tuple[Any, ...]]) -> pa.Table:
     languages, scores, days, wholes = zip(*rows, strict=True)
+    quality = pa.struct({"score": pa.float32()})
+    # Some rows say nothing of themselves, and some nothing of their quality.
+    meta = [
+        {"language": language, "quality": {"score": score} if whole < 3 else None} if whole else None
+        for language, score, _, whole in rows
+    ]
     return pa.table(
         {
             "row": range(len(rows)),
@@ -84,6 +92,7 @@ def table_of(rows: Sequence[tuple[Any, ...]]) -> pa.Table:
             "score": pa.array(scores, pa.float32()),
             "day": pa.array(days, pa.string()),
             "whole": pa.array(wholes, pa.int16()),
+            "meta": pa.array(meta, pa.struct({"language": pa.string(), "quality": quality})),
             "text": [f"text of {row}" for row in range(len(rows))],
         }
     )
@@ -193,6 +202,27 @@ def test_row_groups_that_cannot_match_are_not_read_nor_texts_of_those_that_do_no
     assert asked == [((1, 2), ("language",)), ((2,), ("text",))]
 
 
+def test_a_field_within_a_column_is_read_alone_and_rules_row_groups_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prevents a condition on a page's origin from costing the texts of all pages, or rows that have it."""
+    origins = ["Wikipedia"] * 4 + ["C4"] * 4 + ["Book"] * 2 + ["GitHub"] * 2
+    meta = [{"set": origin, "url": f"u{i}"} if i % 5 else None for i, origin in enumerate(origins)]
+    table = pa.table({"text": [f"t{i}" for i in range(12)], "meta": meta, "meta.set": ["C4"] * 12})
+    pq.write_table(table.select(["text", "meta"]), tmp_path / "a.parquet", row_group_size=4)
+    (file,) = find_data_files(str(tmp_path), setting="s", where=conditions({"meta.set": "GitHub"}))
+    assert file.may_match == (2,)
+    asked = opened(tmp_path, monkeypatch)
+    (unit,) = plan_units([file], rows_per_unit=100, fingerprint="f")
+    assert list(read_cells(unit, ["text"]).rows) == [11]
+    assert asked == [((2,), ("meta",)), ((2,), ("text",))]
+    # A column of that very name is what is meant.
+    pq.write_table(table, tmp_path / "a.parquet")
+    (file,) = find_data_files(str(tmp_path), setting="s", where=conditions({"meta.set": "C4"}))
+    (unit,) = plan_units([file], rows_per_unit=100, fingerprint="f")
+    assert list(read_cells(unit, ["text"]).rows) == list(range(12))
+
+
 def test_a_unit_of_files_numbers_rows_by_all_that_stand_in_it(tmp_path: Path) -> None:
     """Prevents a row of the second file from being called by the number that it has among the kept ones."""
     for name in "ab":
@@ -265,6 +295,22 @@ def test_of_lines_a_cell_of_another_kind_is_left_out_and_a_broken_line_is_not(tm
     assert list(read_cells(unit, ["s"]).rows) == [0, 6, 7]
     records = read_records(unit)
     assert (list(records.rows), [number for number, _ in records.unreadable]) == ([0, 7], [6])
+
+
+def test_of_lines_a_field_within_a_column_counts_only_where_its_object_has_it(tmp_path: Path) -> None:
+    """Prevents a row without origin, or one whose column of that name says otherwise, from being taken."""
+    lines = [
+        '{"m": {"s": "a"}}',
+        '{"m": null}',
+        '{"m": {"s": "b"}}',
+        '{"m": "a"}',
+        '{"m.s": "a", "m": {"s": "b"}}',
+    ]
+    (tmp_path / "a.jsonl").write_text("\n".join([*lines, '{"m": {}}', '{"m": {"s": {"s": "a"}}}']))
+    (file,) = find_data_files(str(tmp_path), setting="s", where=conditions({"m.s": "a"}))
+    assert file.columns == ("m", "m.s")
+    (unit,) = plan_units([file], rows_per_unit=9, fingerprint="")
+    assert list(read_cells(unit, ["m"]).rows) == [0, 4]
 
 
 def rows_of(file: DataFile, first_row: int, rows: int) -> Iterator[int]:
