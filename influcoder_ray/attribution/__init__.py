@@ -1,0 +1,1 @@
+"""Attribution: what vectors say of a corpus: each query's best, the query set's influence, what to choose."""
