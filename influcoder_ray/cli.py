@@ -1,4 +1,4 @@
-"""The command line: one command a stage, and run, plan, explain, index, demo, doctor."""
+"""The command line: one command a stage, and run, plan, explain, breakdown, index, demo, doctor."""
 
 import os
 import sys
@@ -8,6 +8,7 @@ from collections.abc import Callable
 import typer
 
 from influcoder_ray import __version__
+from influcoder_ray.commands.breaking_down import breakdown
 from influcoder_ray.commands.choosing import filter_rows, select_rows
 from influcoder_ray.commands.explaining import explain
 from influcoder_ray.commands.indexing import index
@@ -43,7 +44,7 @@ _stage("rerank", "Order each query's best examples by exact influence.")
 _stage("mark", "Split the influence of the examples that the report shows over their tokens.")
 app.command("select")(select_rows)
 app.command("filter")(filter_rows)
-for command in (evaluate, validate, report, run, plan, explain, index, demo, doctor):
+for command in (evaluate, validate, report, run, plan, explain, breakdown, index, demo, doctor):
     app.command()(command)
 
 

@@ -1,6 +1,5 @@
 """What the command does: check what is asked, explain it, show it, and write it as JSON."""
 
-import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from influcoder_ray.errors import UserError
 from influcoder_ray.explain.attributor import Attributor
 from influcoder_ray.explain.question import Question
 from influcoder_ray.explain.show import Explanation, show
+from influcoder_ray.explain.written import refuse_folder, write_json
 
 _WIDTH = 120
 
@@ -66,7 +66,7 @@ def answer(request: Request, console: Console | None = None) -> Explanation:
     found = Explanation(question, most, ends.slice(request.top), reranked, tokens)
     show(found, console)
     if request.json_file is not None:
-        _write(request.json_file, as_json(found))
+        write_json(request.json_file, as_json(found))
     return found
 
 
@@ -105,8 +105,7 @@ def _check(request: Request) -> None:
         raise UserError("--query: what is to be explained? give --query, or --text for raw text, one of them")
     if request.text is not None and request.response is not None:
         raise UserError("--response: raw text has none; give --query with it, or --text alone")
-    if request.json_file is not None and not request.json_file.parent.is_dir():
-        raise UserError(f"--json: {request.json_file} lies in no folder that is there; give one")
+    refuse_folder(request.json_file)
     for option, given in (
         ("--query", request.query),
         ("--response", request.response),
@@ -121,10 +120,3 @@ def _question(attributor: Attributor, request: Request, console: Console) -> Que
         return attributor.ask_text(request.text)
     with console.status("The model answers" if request.response is None else "Reading the run"):
         return attributor.ask(request.query or "", request.response)
-
-
-def _write(file: Path, value: dict[str, Any]) -> None:
-    try:
-        file.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"--json: {file} cannot be written ({error.strerror}); give another") from error

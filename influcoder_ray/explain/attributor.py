@@ -11,6 +11,7 @@ from influcoder_ray.examples import Example
 from influcoder_ray.examples.pieces import Piece, pieces
 from influcoder_ray.explain import question as questions
 from influcoder_ray.explain import tables
+from influcoder_ray.explain.breakdown import breakdown
 from influcoder_ray.explain.exact import exact_influence, influence_by_token
 from influcoder_ray.explain.found import Extremes, Found
 from influcoder_ray.explain.index import Index
@@ -231,6 +232,21 @@ class Attributor:
             rows += _token_rows(held | {"side": "example"}, self._pieces(example), influence.of_candidate)
             rows += _token_rows(held | {"side": "query"}, of_query, influence.of_query)
         return _table(rows, tables.TOKENS, self._about(asked))
+
+    def breakdown(self, by: str | None = None, *, top: float = 0.01) -> pa.Table:
+        """From which parts of the corpus the influence on all of the run's queries comes.
+
+        Args:
+            by: a column of the corpus, or a field within one (`meta.source`); the files if None.
+            top: the share of the corpus that counts as the most influential.
+
+        Returns:
+            `tables.BREAKDOWN`, a row a part, those with the most of the top first.
+
+        Raises:
+            UserError: as `breakdown.breakdown`.
+        """
+        return breakdown(self.run.settings, by, top)
 
     def _question(self, query: str | Question, response: str | None) -> Question:
         if not isinstance(query, Question):

@@ -1,4 +1,4 @@
-"""The Arrow schemas of what `Attributor` returns."""
+"""The Arrow schemas of what `Attributor` and `breakdown` return."""
 
 import pyarrow as pa
 
@@ -51,5 +51,23 @@ TOKENS = pa.schema(
         pa.field("start", pa.int32(), nullable=False),
         pa.field("end", pa.int32(), nullable=False),
         pa.field("contribution", pa.float64(), nullable=False),
+    ]
+)
+
+# One row a part of the corpus: `value` is what its rows have in the column that was named, or their file.
+# `mean_score` is the mean of their scores for the whole query set. `top_rows` are among the most influential
+# of the corpus, `lift` says how many times as often as rows of it at random; `attributions` counts places
+# among queries' best.
+BREAKDOWN = pa.schema(
+    [
+        pa.field("value", pa.string(), nullable=False),
+        pa.field("rows", pa.int64(), nullable=False),
+        pa.field("share_of_rows", pa.float64(), nullable=False),
+        pa.field("mean_score", pa.float64(), nullable=False),
+        pa.field("top_rows", pa.int64(), nullable=False),
+        pa.field("share_of_top", pa.float64(), nullable=False),
+        pa.field("lift", pa.float64(), nullable=False),
+        pa.field("attributions", pa.int64(), nullable=False),
+        pa.field("share_of_attributions", pa.float64(), nullable=False),
     ]
 )

@@ -40,6 +40,11 @@ def path_in(fields: pa.Schema | pa.StructType, name: str) -> tuple[str, ...]:
     return ()
 
 
+def column_names(name: str) -> list[str]:
+    """The columns in which what is meant may lie: that of the name, and those that it may be a field of."""
+    return [name, *(outer for outer, _ in _cuts(name))]
+
+
 def type_at(schema: pa.Schema, path: tuple[str, ...]) -> pa.DataType:
     """The type of a column, or of a field within one."""
     kind = schema.field(path[0]).type

@@ -32,6 +32,26 @@ def find_rows(files: Sequence[DataFile], columns: Sequence[str], sources: Iterab
     return found
 
 
+def rows_at(file: DataFile, columns: Sequence[str], rows: Sequence[int]) -> Cells:
+    """The raw cells of rows of a file, rising, in one go from the first of them to the last.
+
+    Only row groups, or blocks of lines, between these are read.
+    """
+    if file.row_groups is None:
+        piece = Piece(file.place, file.relative, None, 0, None, where=file.where)
+        return read_piece(piece, columns, wanted=np.array(rows))
+    ends = list(accumulate(file.row_groups))
+    first, last = np.searchsorted(ends, [rows[0], rows[-1]], side="right").tolist()
+    start = ends[first] - file.row_groups[first]
+    if file.is_parquet:
+        groups = tuple(range(first, last + 1))
+        piece = Piece(file.place, file.relative, groups, start, ends[last] - start, where=file.where)
+    else:
+        span = file.offsets[first], file.offsets[last + 1]
+        piece = Piece(file.place, file.relative, None, start, None, span, file.where)
+    return read_piece(piece, columns, wanted=np.array(rows))
+
+
 def _pieces(file: DataFile, rows: Sequence[int]) -> Iterator[tuple[Piece, Sequence[int]]]:
     """The parts of a file that hold the wanted rows, and which these are."""
     if not rows:
