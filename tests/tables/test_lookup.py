@@ -20,7 +20,7 @@ ROWS = 40
 
 
 def written(folder: Path, kind: str) -> DataFile:
-    """A file of numbered rows: of Parquet in row groups of seven, of lines in blocks of some hundred bytes."""
+    """A file of numbered rows: of Parquet in row groups of seven, of lines in blocks of 200 bytes."""
     rows = [{"n": row, "text": "x" * (row % 5)} for row in range(ROWS)]
     if kind == "parquet":
         pq.write_table(pa.Table.from_pylist(rows), folder / "a.parquet", row_group_size=7)
