@@ -42,7 +42,7 @@ def local_model_folder(path: str, *, setting: str, weights: bool = True) -> str:
 
 
 def _fetched(place: Place, setting: str, weights: bool) -> Path:
-    """A copy of a remote folder in this machine's temporary space, named by what it holds."""
+    """A copy of a remote folder in this machine's temporary space, named by the versions that it holds."""
     entries = [e for e in place.files() if weights or e.relative.endswith(_SMALL)]
     if not any(e.relative == "config.json" for e in entries):
         raise UserError(f"{setting}: {place} holds no config.json; give a folder in Hugging Face layout")

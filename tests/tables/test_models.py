@@ -32,6 +32,19 @@ def test_a_remote_folder_is_fetched_whole_and_once(tmp_path: Path, monkeypatch: 
     assert local_model_folder("memory://models/m", setting="model.path") != first
 
 
+def test_a_remote_folder_written_anew_in_the_same_size_is_fetched_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prevents the weights of before a further training from being taken for those of after it."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    remote = fsspec.filesystem("memory")
+    remote.pipe_file("/models/n/config.json", b"{}")
+    for weights in (b"before", b"after!"):
+        remote.pipe_file("/models/n/model.safetensors", weights)
+        here = local_model_folder("memory://models/n", setting="model.path")
+        assert (Path(here) / "model.safetensors").read_bytes() == weights
+
+
 def test_a_remote_folder_without_a_model_is_refused() -> None:
     """A wrong prefix must be one line, not a download of whatever lies there."""
     fsspec.filesystem("memory").pipe_file("/other/readme.txt", b"no model")
