@@ -9,8 +9,8 @@ from pathlib import Path
 from influcoder_ray.errors import UserError
 from influcoder_ray.tables.place import Place
 
-# What describes a model, and what it is made of.
-_SMALL, _WEIGHTS = (".json", ".model", ".txt", ".jinja"), ".safetensors"
+# What describes a model, its own code among it, and what it is made of.
+_SMALL, _WEIGHTS = (".json", ".model", ".txt", ".jinja", ".tiktoken", ".py"), ".safetensors"
 
 
 def local_model_folder(path: str, *, setting: str, weights: bool = True) -> str:

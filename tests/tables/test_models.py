@@ -45,6 +45,18 @@ def test_a_remote_folder_written_anew_in_the_same_size_is_fetched_anew(
         assert (Path(here) / "model.safetensors").read_bytes() == weights
 
 
+def test_a_model_without_its_weights_still_has_its_own_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prevents a tokenizer of a model with code of its own from being had on a local disk alone."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    names = {"config.json", "tokenization_own.py", "own.tiktoken"}
+    for name in (*names, "model.safetensors"):
+        fsspec.filesystem("memory").pipe_file(f"/models/own/{name}", b"{}")
+    here = local_model_folder("memory://models/own", setting="model.path", weights=False)
+    assert {file.name for file in Path(here).iterdir()} == names
+
+
 def test_a_remote_folder_without_a_model_is_refused() -> None:
     """A wrong prefix must be one line, not a download of whatever lies there."""
     fsspec.filesystem("memory").pipe_file("/other/readme.txt", b"no model")
@@ -66,6 +78,7 @@ def test_a_hub_name_is_asked_of_the_hub_without_pickles(
     assert local_model_folder("owner/name", setting="model.path") == str(tmp_path)
     assert asked["name"] == "owner/name"
     assert not any("bin" in pattern or "pt" in pattern for pattern in asked["patterns"])
+    assert "*.py" in asked["patterns"]
 
 
 def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
