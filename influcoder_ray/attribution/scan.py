@@ -107,6 +107,7 @@ class Scan:
         ids_of: Callable[[npt.NDArray[np.int64]], Ids],
         *,
         at_once: int,
+        turned: npt.NDArray[np.bool_] | None = None,
     ) -> Ranking:
         """The ranking of several shards as of one: what one has raised the bar to spares the others' rows.
 
@@ -115,11 +116,12 @@ class Scan:
             ids_of: as for `shard`, of rows among those of all.
             at_once: how many shards are passed over at the same time, a thread each: while one waits for
                 its blocks another computes.
+            turned: (Q,) as for `topk.Best`.
 
         Raises:
             ValueError: as `shard`.
         """
-        best = Best(len(self._asked), self._k, ids_of)
+        best = Best(len(self._asked), self._k, ids_of, turned)
         adding = threading.Lock()
 
         def passed(shard: tuple[int, Iterable[Vectors]]) -> int:

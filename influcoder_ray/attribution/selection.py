@@ -7,6 +7,7 @@ float32 form, counts of shards add up, and the sum says from which bin on the be
 that bin on are ever sorted, by score and then by id, so the answer is that of one full sort.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -50,6 +51,12 @@ def bar_of(counts: npt.NDArray[np.int64], wanted: int) -> float:
     if from_above[-1] <= wanted:
         return -np.inf
     return lowest_in_bin(BINS - 1 - int(np.searchsorted(from_above, wanted)))
+
+
+def rows_of_share(share: float, rows: int) -> int:
+    """How many of so many rows a share is: rounded down, at least one."""
+    # .29 x 100 is a little less than 29.
+    return max(1, math.floor(round(share * rows, 6)))
 
 
 def best_first(rows: pa.Table) -> pa.Table:

@@ -47,10 +47,19 @@ class Best:
         queries: how many there are.
         k: how many examples are kept for each.
         ids_of: the ids (M,) of rows (M,) of the shard; asked for at the end, and where many scores are equal.
+        turned: (Q,) whether a query is another one turned round, whose best are that one's last: equal scores
+            then go by falling id. None are if None.
     """
 
-    def __init__(self, queries: int, k: int, ids_of: Callable[[npt.NDArray[np.int64]], Ids]) -> None:
+    def __init__(
+        self,
+        queries: int,
+        k: int,
+        ids_of: Callable[[npt.NDArray[np.int64]], Ids],
+        turned: npt.NDArray[np.bool_] | None = None,
+    ) -> None:
         _check_k(k)
+        self._rising = np.ones(queries, np.int64) if turned is None else np.where(turned, -1, 1)
         self._queries, self._k, self._ids_of = queries, k, ids_of
         self._pairs = _Pairs(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
         self._waiting: list[_Pairs] = []
@@ -73,9 +82,8 @@ class Best:
         pairs = self._pairs
         ids = self._ids_of(pairs.row)
         names = np.full(len(ids), shard, dtype=object)
-        return _cut(
-            [_Places(pairs.query, pairs.score, ids, names, pairs.row)], self._queries, self._k, examples
-        )
+        places = _Places(pairs.query, pairs.score, ids, names, pairs.row)
+        return _cut([places], self._k, examples, self._rising)
 
     def _cut(self) -> None:
         """Drop what is below the k-th best; equal scores stay, unless they are too many."""
@@ -87,8 +95,9 @@ class Best:
         self.bar = kth_best(query, score, self._queries, self._k)
         kept = np.flatnonzero(score >= self.bar[query])
         if len(kept) > 2 * self._queries * self._k:
-            ids = _order_of(self._ids_of(row[kept]))
-            kept = kept[np.lexsort((row[kept], ids, -score[kept], query[kept]))]
+            rising = self._rising[query[kept]]
+            ids = rising * _order_of(self._ids_of(row[kept]))
+            kept = kept[np.lexsort((rising * row[kept], ids, -score[kept], query[kept]))]
             sizes = np.bincount(query[kept], minlength=self._queries)
             places = np.arange(len(kept)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
             kept = kept[places < self._k]
@@ -191,7 +200,8 @@ def merge(rankings: Sequence[Ranking], k: int) -> Ranking:
                 f"a ranking keeps {kept} of its {ranking.examples} examples; the top {k} needs at least {k}"
             )
     examples = sum(ranking.examples for ranking in rankings)
-    return _cut([_places(ranking) for ranking in rankings], queries.pop(), k, examples)
+    rising = np.ones(queries.pop(), np.int64)
+    return _cut([_places(ranking) for ranking in rankings], k, examples, rising)
 
 
 def merge_each(rankings: Iterable[Ranking], k: int, *, places: int = 1 << 17) -> Ranking:
@@ -230,7 +240,8 @@ def _places(ranking: Ranking) -> _Places:
     )
 
 
-def _cut(parts: list[_Places], queries: int, k: int, examples: int) -> Ranking:
+def _cut(parts: list[_Places], k: int, examples: int, rising: npt.NDArray[np.int64]) -> Ranking:
+    """The best k of each query; equal scores by id times `rising` (Q,), which is 1 or -1."""
     query = np.concatenate([part.query for part in parts])
     score = np.concatenate([part.score for part in parts])
     ids = np.concatenate([part.id for part in parts])
@@ -244,8 +255,9 @@ def _cut(parts: list[_Places], queries: int, k: int, examples: int) -> Ranking:
         tied = order[np.append(equal, False) | np.append(False, equal)]
         by_id, by_shard = np.zeros((2, len(query)), np.int64)
         by_id[tied], by_shard[tied] = _order_of(ids[tied]), _order_of(shard[tied])
-        order = np.lexsort((row, by_shard, by_id, -score, query))
-    sizes = np.bincount(query, minlength=queries)
+        sign = rising[query]
+        order = np.lexsort((sign * row, sign * by_shard, sign * by_id, -score, query))
+    sizes = np.bincount(query, minlength=len(rising))
     firsts = np.cumsum(sizes) - sizes
     kept = order[firsts[:, None] + np.arange(min(k, examples))]
     return Ranking(score[kept], ids[kept], shard[kept], row[kept], examples)

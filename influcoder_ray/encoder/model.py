@@ -416,8 +416,9 @@ def _mean_of_windows(read: Tensor, texts: Sequence[Sequence[Sequence[int]]]) -> 
     counts = [torch.tensor([float(len(window)) for window in text]) for text in texts]
     # A text of one window has the weight 1 exactly: its numbers stay what they are.
     weights = torch.cat([count / count.sum() for count in counts]).to(read.device)
-    owners = torch.tensor([row for row, text in enumerate(texts) for _ in text], device=read.device)
-    return read.new_zeros(len(texts), read.shape[1]).index_add_(0, owners, read * weights[:, None])
+    windows = torch.tensor([len(text) for text in texts], device=read.device)
+    # One window after the other, which a GPU's index_add_ would take in any order.
+    return torch.segment_reduce(read * weights[:, None], "sum", lengths=windows)
 
 
 def check_encoder(spec: EncoderSpec, *, weights: bool = True) -> None:

@@ -51,7 +51,7 @@ def search(
 
     # Turned round, the least influential examples are the most influential ones.
     scan = Scan(np.stack([row, -row]), max(most, least))
-    best = scan.rank_together(corpus.shards(column), ids_of, at_once=_THREADS)
+    best = scan.rank_together(corpus.shards(column), ids_of, at_once=_THREADS, turned=np.array([False, True]))
     kept = best.rows.shape[1]
 
     def found(query: int, place: int, rank: int) -> Found:

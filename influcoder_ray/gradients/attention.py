@@ -21,6 +21,8 @@ from influcoder_ray.gradients.layout import Layout, Run, lay_out
 _NAME = "influcoder_packed"
 # The keyword under which the runs of a layout travel through a model's forward to its attention.
 _RUNS = "packed_runs"
+# And one under which a set travels that gets every window of which the model tells its attention.
+_TOLD = "packed_windows"
 # Parts of attention that packed attention does not compute, by the name that transformers gives them.
 _BEYOND = {
     "softcap": "caps its attention",
@@ -36,20 +38,28 @@ class CannotPack(Exception):
     """Why a model's examples cannot be packed."""
 
 
-def why_not_packed(model: nn.Module) -> str | None:
+def why_not_packed(model: nn.Module, longest: int) -> str | None:
     """What keeps a model's examples from being packed; None if nothing does.
 
-    A few short examples are put through the model both ways, and their logits compared.
+    A few short examples are put through the model both ways, and their logits compared. They are too short to
+    show how far a token looks back. Packed attention has no masks, so the model has to tell it.
+
+    Args:
+        longest: tokens of the longest example that will come.
     """
     if "position_ids" not in inspect.signature(model.forward).parameters:
         return "the model takes no positions"
     parameter = next(model.parameters())
+    told: set[int | None] = set()
     try:
         padded, packed = (
-            _logits(model, lay_out(_probe(), packed=p, device=parameter.device)) for p in (False, True)
+            _logits(model, lay_out(_probe(), packed=p, device=parameter.device), told) for p in (False, True)
         )
     except CannotPack as reason:
         return str(reason)
+    window = _narrowest_window(model.config.get_text_config())  # type: ignore[operator,union-attr]
+    if window is not None and window < longest and told <= {None}:
+        return "the model does not tell its attention how far to look"
     difference = float((packed - padded).norm() / padded.norm())
     return None if difference <= _TOLERANCE[parameter.dtype] else "its packed examples see each other"
 
@@ -105,6 +115,8 @@ def _packed_attention(
     runs: Sequence[Run] | None = others.get(_RUNS)
     if runs is None:
         raise CannotPack("the model does not hand arguments on to its attention")
+    if _TOLD in others:
+        others[_TOLD].add(sliding_window)
     if attention_mask is not None:
         raise CannotPack("the model masks its attention itself")
     sizes = [run.count * run.length for run in runs]
@@ -141,14 +153,25 @@ def _window(length: int, width: int | None, device: torch.device) -> Tensor:
     return (back >= 0) & (back < (width or length))
 
 
+def _narrowest_window(config: PretrainedConfig) -> int | None:
+    """How many tokens back a token looks in some layers; None where each looks at all."""
+    if set(getattr(config, "layer_types", None) or ["unknown"]) == {"full_attention"}:
+        return None
+    sizes = (getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
+    return min((size for size in sizes if size), default=None)
+
+
 def _probe() -> list[Tokens]:
     """Short examples of different tokens, the same for every model."""
     ids = torch.arange(sum(_PROBE_LENGTHS)).split(list(_PROBE_LENGTHS))
     return [Tokens(tuple((part * 37 % 101 + 3).tolist()), 1, False) for part in ids]
 
 
-def _logits(model: nn.Module, layout: Layout) -> Tensor:
+def _logits(model: nn.Module, layout: Layout, told: set[int | None]) -> Tensor:
+    """The logits (labelled tokens, vocabulary) of a batch; packed attention adds to `told`."""
     with torch.no_grad(), inputs_of(model, layout) as arguments:
+        if layout.positions is not None:
+            arguments[_TOLD] = told
         logits: Tensor = model(**arguments, use_cache=False).logits
     return logits.flatten(0, -2)[layout.labelled].float()
 

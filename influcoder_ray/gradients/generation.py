@@ -48,6 +48,8 @@ def generate(teacher: Teacher, question: Example, *, most_tokens: int) -> str:
             temperature=None,
             top_p=None,
             top_k=None,
+            # And with this, which greedy search heeds too: what was said already is no longer the likeliest.
+            repetition_penalty=1.0,
             pad_token_id=teacher.tokenizer.pad_token_id or 0,
         )
     answer = str(teacher.tokenizer.decode(whole[0, ids.shape[1] :], skip_special_tokens=True)).strip()

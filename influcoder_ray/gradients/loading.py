@@ -81,7 +81,12 @@ def load_model(spec: ModelSpec, device: torch.device) -> nn.Module:
         use_safetensors=True,
         trust_remote_code=spec.trust_remote_code,
     )
-    model.to(device, arithmetic_dtype(weights_dtype(spec), device))
+    model.to(device)
+    dtype = arithmetic_dtype(weights_dtype(spec), device)
+    # Only where it widens: it would round as well what a model keeps in float32 beside weights of 16 bits,
+    # its rotary frequencies above all, with which far positions end at other angles.
+    if dtype is not weights_dtype(spec):
+        model.to(dtype)
     if spec.gradient_checkpointing and not checkpoint_layers(model):
         raise UserError(
             f"model.gradient_checkpointing: {spec.path} has no layers that can be run again; leave it off"

@@ -79,7 +79,7 @@ class Teacher:
         self.pool_direction = pool_direction
         self.template = resolve_template(tokenizer, spec.template)
         self.device = next(model.parameters()).device
-        self.why_padded = why_not_packed(model) if spec.layout == "auto" else None
+        self.why_padded = why_not_packed(model, spec.max_tokens) if spec.layout == "auto" else None
         packed = spec.layout == "auto" and self.why_padded is None
         self.layout: Literal["packed", "padded"] = "packed" if packed else "padded"
         self._tokens_per_batch = spec.tokens_per_batch or CPU_TOKENS

@@ -76,7 +76,7 @@ class FineTuner:
         self._adapter = adapter
         self._budget = budget
         self._template = resolve_template(tokenizer, spec.template)
-        self._packed = spec.layout == "auto" and why_not_packed(model) is None
+        self._packed = spec.layout == "auto" and why_not_packed(model, spec.max_tokens) is None
         self._device = next(model.parameters()).device
         self._matrices = adapter_matrices(attach(model, adapter))
         for pair in self._matrices.values():

@@ -1,8 +1,8 @@
 """Filter: the corpus without the examples that most influence unwanted answers, and a review of those."""
 
-import math
 from collections.abc import Mapping
 
+from influcoder_ray.attribution.selection import rows_of_share
 from influcoder_ray.config import PipelineSettings
 from influcoder_ray.errors import UserError
 from influcoder_ray.stages import embed
@@ -175,5 +175,5 @@ def _wanted(settings: PipelineSettings, rows: int) -> int | None:
     """The rows to take out; None where a threshold says."""
     spec = settings.filter
     if spec.fraction is not None:
-        return max(1, math.floor(spec.fraction * rows))
+        return rows_of_share(spec.fraction, rows)
     return spec.count

@@ -21,5 +21,6 @@ def at_hand(spec: S, *, weights: bool = True) -> S:
     if spec.path is None:
         return spec
     setting = {ModelSpec: "model", AdapterSpec: "adapter", EncoderSpec: "encoder"}[type(spec)]
-    folder = local_model_folder(spec.path, setting=f"{setting}.path", weights=weights)
+    marker = "adapter_config.json" if isinstance(spec, AdapterSpec) else "config.json"
+    folder = local_model_folder(spec.path, setting=f"{setting}.path", weights=weights, marker=marker)
     return spec.model_copy(update={"path": folder})

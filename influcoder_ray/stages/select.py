@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import pyarrow.compute as pc
 
 from influcoder_ray.attribution.diversity import MOST_COMPARED
+from influcoder_ray.attribution.selection import rows_of_share
 from influcoder_ray.config import PipelineSettings
 from influcoder_ray.errors import UserError
 from influcoder_ray.stages import embed, sketch
@@ -254,7 +255,7 @@ def _wanted(settings: PipelineSettings, rows: int) -> int | None:
     """The rows to select; None where the amount is in tokens or a score."""
     spec = settings.select
     if spec.fraction is not None:
-        return max(1, math.floor(spec.fraction * rows))
+        return rows_of_share(spec.fraction, rows)
     return spec.count
 
 

@@ -97,7 +97,9 @@ def model_identity(folder: Place, *, marker: str = "config.json") -> dict[str, s
 
 
 def _decides(name: str) -> bool:
-    return name.endswith((".safetensors", ".json", ".jinja", ".model", "vocab.txt", "merges.txt"))
+    # Code too: where a folder's own is allowed, it computes what the model computes.
+    endings = (".safetensors", ".json", ".jinja", ".model", "vocab.txt", "merges.txt", ".tiktoken", ".py")
+    return name.endswith(endings)
 
 
 def _sha256(place: Place) -> str:

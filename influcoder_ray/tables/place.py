@@ -6,7 +6,7 @@ import os
 import re
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
@@ -25,16 +25,22 @@ T = TypeVar("T")
 # a megabyte or two. fsspec's own 50 MiB would be as much again as a unit of a large file.
 _AHEAD_BYTES = 8 << 20
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+# What a listing tells of a file by which another content shows: a checksum where there is one, else a time.
+_VERSIONS = ("ETag", "LastModified", "mtime", "created")
 # What a file is called while it is being written.
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}")
 
 
 @dataclass(frozen=True)
 class FileEntry:
-    """A file found below a folder: its path relative to that folder and its size in bytes."""
+    """A file found below a folder: its path relative to that folder and its size in bytes.
+
+    `version` is another one once the file has been written anew with another content.
+    """
 
     relative: str
     size_bytes: int
+    version: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -137,7 +143,11 @@ class Place:
         root = self.path.rstrip("/") + "/"
         found = self._asked(self._found)
         entries = (
-            FileEntry(name.removeprefix(root), int(info["size"]))
+            FileEntry(
+                name.removeprefix(root),
+                int(info["size"]),
+                next((str(info[key]) for key in _VERSIONS if info.get(key)), ""),
+            )
             for name, info in found.items()
             if name.startswith(root)
         )

@@ -12,11 +12,24 @@ from influcoder_ray.attribution.selection import (
     bar_of,
     best_first,
     lowest_in_bin,
+    rows_of_share,
     score_bins,
     take_in_turns,
 )
 
 FLOATS = st.floats(-2, 2, width=32)
+
+
+@given(st.integers(1, 99), st.integers(1, 10**9))
+def test_a_share_in_per_cent_is_as_many_rows_as_on_paper(percent: int, rows: int) -> None:
+    """Prevents 29% of a hundred rows from being 28, since .29 has no exact binary form."""
+    assert rows_of_share(percent / 100, rows) == max(1, percent * rows // 100)
+
+
+def test_the_least_share_is_a_row() -> None:
+    """Prevents a selection of nothing."""
+    assert rows_of_share(1e-9, 100) == 1
+    assert rows_of_share(0.29, 100) == 29
 
 
 @given(st.lists(FLOATS, min_size=1, max_size=60))

@@ -36,14 +36,14 @@ def restored(vectors: np.ndarray, cuts: list[int]) -> np.ndarray:
 def test_both_ends_are_those_of_one_full_sort(
     vectors: np.ndarray, cuts: list[int], most: int, least: int, kind: str, tmp_path: Path
 ) -> None:
-    """Prevents a shard from being lost, a sign from being left turned round, or a wrong row's source."""
+    """Prevents a lost shard, a sign left turned round, a wrong row's source, or equal rows with two ranks."""
     ids = [f"e{(7 * i) % 40:02d}" for i in range(40)]
     settings = embedded(tmp_path, np.split(vectors, cuts), ids=ids, kind=kind)
     if kind == "int8":
         vectors = restored(vectors, cuts)
     scores = cosines(vectors.astype(np.float32), QUERY.astype(np.float16).astype(np.float32)[None])
     downwards = sorted(range(40), key=lambda i: (-scores[i], ids[i]))
-    upwards = sorted(range(40), key=lambda i: (scores[i], ids[i]))
+    upwards = downwards[::-1]
     found = search(settings, QUERY, most=most, least=least)
     assert found.rows == 40
     for ends, order, ranks in (

@@ -6,7 +6,16 @@ import pytest
 import torch
 from tiny import causal_config, causal_lm
 from torch.nn import functional
-from transformers import BloomConfig, GptOssConfig, Lfm2Config, PretrainedConfig, StableLmConfig
+from transformers import (
+    BloomConfig,
+    GptOssConfig,
+    Lfm2Config,
+    Llama4TextConfig,
+    MistralConfig,
+    PhimoeConfig,
+    PretrainedConfig,
+    StableLmConfig,
+)
 
 from influcoder_ray.examples.tokens import Tokens
 from influcoder_ray.gradients.attention import CannotPack, _packed_attention, inputs_of, why_not_packed
@@ -59,8 +68,37 @@ def test_a_model_that_cannot_keep_packed_examples_apart_is_found_out_and_left_as
     """Prevents influence that leaks from one document into the next, silently."""
     model = varied(config)
     before = model.config._attn_implementation
-    assert why_not_packed(model) == reason
+    assert why_not_packed(model, 7) == reason
     assert model.config._attn_implementation == before
+
+
+PHIMOE = PhimoeConfig(**SIZES, num_local_experts=2, num_experts_per_tok=2, sliding_window=12)
+LLAMA4 = Llama4TextConfig(
+    **SIZES, head_dim=8, intermediate_size_mlp=48, num_local_experts=2, attention_chunk_size=12
+)
+MISTRAL = MistralConfig(**SIZES, sliding_window=12)
+
+
+@pytest.mark.parametrize(
+    ("config", "longest", "packs"),
+    [(PHIMOE, 12, True), (PHIMOE, 24, False), (LLAMA4, 24, False), (MISTRAL, 24, True)],
+    ids=["as long as it looks", "masks", "chunks", "told"],
+)
+def test_a_model_packs_texts_longer_than_it_looks_only_if_it_tells_how_far(
+    config: PretrainedConfig, longest: int, packs: bool
+) -> None:
+    """Prevents tokens that look back farther packed than padded: the masks that say so are left out."""
+    model = varied(config)
+    why = why_not_packed(model, longest)
+    assert why == (None if packs else "the model does not tell its attention how far to look")
+    tokens = [Tokens(tuple(range(3, 3 + longest)), 1, False), Tokens((6, 7, 8), 1, False)]
+    logits = []
+    for packed in (False, True):
+        layout = lay_out(tokens, packed=packed, device=CPU)
+        with torch.no_grad(), inputs_of(model, layout) as arguments:
+            logits.append(model(**arguments, use_cache=False).logits.flatten(0, -2)[layout.labelled])
+    difference = float((logits[1] - logits[0]).norm() / logits[0].norm())
+    assert (difference < 1e-4) == packs
 
 
 def test_a_batch_leaves_the_models_own_attention_behind_it() -> None:

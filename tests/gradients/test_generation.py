@@ -62,7 +62,7 @@ def test_an_answer_is_the_greedy_one_of_the_model_with_its_adapter(
 
 
 def test_sampling_settings_that_a_folder_brings_do_not_change_the_answer(tmp_path: Path) -> None:
-    """Prevents a folder's temperature or beams from making another answer each time, or a warning."""
+    """Prevents a folder's temperature, beams or penalty from making another answer, or a warning."""
     folder = build_causal_lm(tmp_path / "lm", chat_template=CHAT_TEMPLATE)
     spec = ModelSpec(path=str(folder), max_tokens=256)
     plain = Teacher.load(spec, AdapterSpec(rank=2), seed=0, device=CPU)
@@ -70,7 +70,8 @@ def test_sampling_settings_that_a_folder_brings_do_not_change_the_answer(tmp_pat
     sampling = tmp_path / "sampling"
     shutil.copytree(folder, sampling)
     (sampling / "generation_config.json").write_text(
-        '{"do_sample": true, "temperature": 1.7, "top_p": 0.9, "top_k": 50, "num_beams": 3}'
+        '{"do_sample": true, "temperature": 1.7, "top_p": 0.9, "top_k": 50, "num_beams": 3, '
+        '"repetition_penalty": 5.0}'
     )
     teacher = Teacher.load(
         spec.model_copy(update={"path": str(sampling)}), AdapterSpec(rank=2), seed=0, device=CPU

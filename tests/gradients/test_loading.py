@@ -12,7 +12,7 @@ from transformers import BertConfig, BertLMHeadModel, DistilBertConfig, T5Config
 
 from influcoder_ray.errors import UserError
 from influcoder_ray.examples.tokenizer import load_tokenizer
-from influcoder_ray.gradients.loading import arithmetic_dtype, load_config
+from influcoder_ray.gradients.loading import arithmetic_dtype, load_config, load_model
 from influcoder_ray.gradients.specs import AdapterSpec, ModelSpec
 from influcoder_ray.gradients.teacher import Teacher
 
@@ -159,6 +159,19 @@ def test_a_cpu_without_bfloat16_computes_with_the_same_rounded_weights(
     numbers = [*teacher.model.parameters(), *(w.a for w in teacher.weights)]
     assert {n.dtype for n in numbers} == {torch.float32}
     assert all(torch.equal(n, n.bfloat16().float()) for n in numbers)
+
+
+def test_weights_of_16_bits_leave_rotary_frequencies_as_precise_as_the_model_keeps_them(
+    causal_lm_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prevents positions far into a text from being turned by angles that are off by more than a radian."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
+    spec = ModelSpec(path=str(causal_lm_folder), dtype="bfloat16")
+    model = load_model(spec, torch.device("cpu"))
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    exact = load_model(ModelSpec(path=str(causal_lm_folder)), torch.device("cpu"))
+    kept, expected = (dict(m.named_buffers())["model.rotary_emb.inv_freq"] for m in (model, exact))
+    assert torch.equal(kept, expected)
 
 
 def test_gradient_checkpointing_is_refused_where_there_are_no_layers_for_it(

@@ -44,8 +44,8 @@ def test_they_are_those_of_one_full_sort_whatever_the_units(
         record.commit(f"u{number}", Output({attribute.GROUP: table}, 0, 0), 0.0)
     top, bottom, rows_found = group_extremes(record, 5.0)
     assert rows_found == len(everything)
-    best = sorted(everything, key=lambda row: (-row["score"], row["example_id"]))[:10]
-    worst = sorted(everything, key=lambda row: (row["score"], row["example_id"]))[:10]
+    order = sorted(everything, key=lambda row: (-row["score"], row["example_id"]))
+    best, worst = order[:10], order[::-1][:10]
     assert [row["source"] for row in top] == [row["source"] for row in best]
     assert [row["source"] for row in bottom] == [row["source"] for row in worst]
     assert [row["rank"] for row in top] == list(range(1, len(best) + 1))

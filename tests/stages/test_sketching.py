@@ -16,7 +16,7 @@ from influcoder_ray.gradients.specs import AdapterSpec, ModelSpec, SketchSpec
 from influcoder_ray.gradients.teacher import Teacher
 from influcoder_ray.stages.sketch import POOL, QUERIES
 from influcoder_ray.stages.work import sketching
-from influcoder_ray.stages.work.sketching import SketchWork
+from influcoder_ray.stages.work.sketching import SketchWork, as_stored
 from influcoder_ray.tables import schemas
 from influcoder_ray.tables.place import Place
 from influcoder_ray.tables.state import Output
@@ -137,3 +137,12 @@ def test_a_module_has_its_norm_beside_the_sketch(
     sizes = np.cumsum([w.gradient_size for w in teacher.weights])[:-1]
     expected = [np.linalg.norm(part, axis=1) for part in np.split(teacher.gradients(tokens), sizes, axis=1)]
     np.testing.assert_allclose(np.stack(found["module_norms"].to_pylist(), 1), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [1e-24, 1e-21, 1.0, 1e15])
+def test_a_sketch_of_any_size_is_kept_at_unit_length(size: float) -> None:
+    """Prevents infinite numbers of an example that is learnt by heart, whose gradient is all but zero."""
+    sketches = (size * np.random.default_rng(0).normal(size=(3, 64))).astype(np.float32)
+    norms, unit = as_stored(sketches, np.dtype("float32"))
+    np.testing.assert_allclose(norms, np.linalg.norm(sketches.astype(np.float64), axis=1), rtol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(unit, axis=1), 1, rtol=1e-6)

@@ -95,12 +95,13 @@ def test_a_digest_does_not_depend_on_the_order_of_keys_but_on_that_of_lists() ->
 
 
 def test_a_models_identity_is_that_of_the_files_that_decide_what_it_computes(tmp_path: Path) -> None:
-    """Prevents a fine-tune under an old name from passing for the model before it."""
-    for name in ("config.json", "model.safetensors", "README.md", "onnx/model.onnx", ".cache/x.json"):
+    """Prevents a fine-tune, or other code of its own, under an old name from passing for the model before."""
+    deciding = {"config.json", "model.safetensors", "modeling_own.py", "own.tiktoken"}
+    for name in (*deciding, "README.md", "onnx/model.onnx", ".cache/x.json"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(name.encode())
     before = model_identity(Place(str(tmp_path)))
-    assert before.keys() == {"config.json", "model.safetensors"}
+    assert before.keys() == deciding
     (tmp_path / "README.md").write_bytes(b"new words")
     assert model_identity(Place(str(tmp_path))) == before
     (tmp_path / "model.safetensors").write_bytes(b"new weights")

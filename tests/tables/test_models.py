@@ -32,6 +32,31 @@ def test_a_remote_folder_is_fetched_whole_and_once(tmp_path: Path, monkeypatch: 
     assert local_model_folder("memory://models/m", setting="model.path") != first
 
 
+def test_a_remote_folder_written_anew_in_the_same_size_is_fetched_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prevents the weights of before a further training from being taken for those of after it."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    remote = fsspec.filesystem("memory")
+    remote.pipe_file("/models/n/config.json", b"{}")
+    for weights in (b"before", b"after!"):
+        remote.pipe_file("/models/n/model.safetensors", weights)
+        here = local_model_folder("memory://models/n", setting="model.path")
+        assert (Path(here) / "model.safetensors").read_bytes() == weights
+
+
+def test_a_model_without_its_weights_still_has_its_own_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prevents a tokenizer of a model with code of its own from being had on a local disk alone."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    names = {"config.json", "tokenization_own.py", "own.tiktoken"}
+    for name in (*names, "model.safetensors"):
+        fsspec.filesystem("memory").pipe_file(f"/models/own/{name}", b"{}")
+    here = local_model_folder("memory://models/own", setting="model.path", weights=False)
+    assert {file.name for file in Path(here).iterdir()} == names
+
+
 def test_a_remote_folder_without_a_model_is_refused() -> None:
     """A wrong prefix must be one line, not a download of whatever lies there."""
     fsspec.filesystem("memory").pipe_file("/other/readme.txt", b"no model")
@@ -53,6 +78,7 @@ def test_a_hub_name_is_asked_of_the_hub_without_pickles(
     assert local_model_folder("owner/name", setting="model.path") == str(tmp_path)
     assert asked["name"] == "owner/name"
     assert not any("bin" in pattern or "pt" in pattern for pattern in asked["patterns"])
+    assert "*.py" in asked["patterns"]
 
 
 def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,7 +42,10 @@ def bucket() -> Iterator[Place]:
 
 
 def test_on_s3_a_write_is_seen_at_once_and_whole_and_a_removed_file_is_gone(bucket: Place) -> None:
-    """Prevents a cached listing from hiding what another process has written or removed."""
+    """Prevents a cached listing from hiding what another process has written or removed.
+
+    Another content of the same size is another version, and the same content is none.
+    """
     folder = bucket / "place"
     assert folder.files() == []
     assert not folder.exists()
@@ -52,6 +55,12 @@ def test_on_s3_a_write_is_seen_at_once_and_whole_and_a_removed_file_is_gone(buck
     other_machine.put_object(Bucket="runs", Key="place/a/y.bin", Body=b"other")
     other_machine.put_object(Bucket="runs", Key="place/a/x.bin", Body=b"longer")
     assert folder.files() == [FileEntry("a/x.bin", 6), FileEntry("a/y.bin", 5)]
+    (version, _) = [entry.version for entry in folder.files()]
+    (folder / "a/x.bin").write_whole(b"longer")
+    assert folder.files()[0].version == version
+    (folder / "a/x.bin").write_whole(b"longed")
+    assert folder.files()[0].version != version
+    (folder / "a/x.bin").write_whole(b"longer")
     assert (folder / "a/x.bin").read_bytes() == b"longer"
     with (folder / "a/x.bin").open() as stream:
         stream.seek(2)

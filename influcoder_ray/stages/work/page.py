@@ -268,7 +268,9 @@ def _may_be_first(scores: np.ndarray, held: np.ndarray) -> np.ndarray:
 
 
 def _first(table: pa.Table, order: str) -> pa.Table:
-    return table.sort_by([("score", order), ("example_id", "ascending")])[:_GROUP_EXAMPLES]
+    """The first rows from the top of the ranking, or from its end, where equal scores go by falling id."""
+    by_id = "ascending" if order == "descending" else "descending"
+    return table.sort_by([("score", order), ("example_id", by_id)])[:_GROUP_EXAMPLES]
 
 
 def _attribution(row: Mapping[str, Any], texts: Mapping[str, Example]) -> Attribution:

@@ -26,7 +26,9 @@ def load_teacher(model: ModelSpec, adapter: AdapterSpec, *, seed: int, threads: 
 
 def as_stored(sketches: np.ndarray, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
     """The lengths (N,) of sketches (N, D), and the same at length 1 in the type in which they are kept."""
-    norms = np.linalg.norm(sketches, axis=1)
+    # In float32 the squares of a gradient that is all but zero are zero, as of what is learnt by heart.
+    squares = np.einsum("nd,nd->n", sketches, sketches, dtype=np.float64)
+    norms = np.sqrt(squares).astype(sketches.dtype)
     return norms, np.ascontiguousarray((sketches / norms[:, None]).astype(dtype))
 
 

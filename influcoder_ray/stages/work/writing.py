@@ -62,9 +62,13 @@ class WriteWork:
         if records is None:
             return Output({}, rows_in=0, rows_out=0)
         places = np.searchsorted(np.asarray(records.rows, dtype=np.int64), chosen["row"].to_numpy())
+        wanted = np.zeros(records.table.num_rows, dtype=bool)
+        wanted[places] = True
         tables: dict[str, pa.Table] = {}
         if chosen.num_rows:
-            taken = records.table.take(pa.array(places))
+            # What was chosen stands in the order of rows. Arrow's take would first lay all of a column's text
+            # together, which fails beyond 2 GiB.
+            taken = records.table.filter(pa.array(wanted))
             for name, column in (
                 (SCORE, chosen["score"]),
                 (RANK, chosen["rank"]),
@@ -74,10 +78,8 @@ class WriteWork:
             tables[self._taken] = taken
         unreadable = []
         if self._rest is not None:
-            left = np.ones(records.table.num_rows, dtype=bool)
-            left[places] = False
-            if left.any():
-                tables[self._rest] = records.table.filter(pa.array(left))
+            if not wanted.all():
+                tables[self._rest] = records.table.filter(pa.array(~wanted))
             sources = unit.sources(number for number, _ in records.unreadable)
             unreadable = [
                 (source, source, why) for source, (_, why) in zip(sources, records.unreadable, strict=True)
