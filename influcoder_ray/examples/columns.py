@@ -163,6 +163,4 @@ def _text(value: Any, what: str) -> str:
             raise _Refused(f"{what} is not UTF-8 text") from None
     if not isinstance(value, str):
         raise _Refused(f"{what} is a {type(value).__name__}, not text")
-    if any(0xD800 <= ord(character) <= 0xDFFF for character in value):
-        raise _Refused(f"{what} holds a lone surrogate, which is no Unicode text")
     return value
