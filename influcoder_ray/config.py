@@ -350,7 +350,8 @@ def load_settings(path: str, overrides: Sequence[str] = ()) -> PipelineSettings:
         UserError: the file is not there or no YAML, a key is unknown, a value does not fit.
     """
     try:
-        fields = yaml.safe_load(Path(path).read_text())
+        # As bytes: YAML is UTF-8 or UTF-16 whatever the locale says.
+        fields = yaml.safe_load(Path(path).read_bytes())
     except OSError as error:
         raise UserError(
             f"--config: {path} cannot be read ({error.strerror}); give a settings file"

@@ -118,10 +118,10 @@ def test_shorter_vectors_are_refused_where_the_settings_say_that_nothing_trains_
     assert load_settings(path, [shorter, "distill.dimensions=16"]).embed.dimensions == 16
 
 
-@pytest.mark.parametrize("text", ["", "[1, 2]", "a: [", "just words"])
-def test_a_file_that_holds_no_settings_is_refused(text: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", [b"", b"[1, 2]", b"a: [", b"just words", b"output: r\xe9sultats", b"\x00"])
+def test_a_file_that_holds_no_settings_is_refused(text: bytes, tmp_path: Path) -> None:
     """An empty or broken file must not run with defaults."""
-    (tmp_path / "bad.yaml").write_text(text)
+    (tmp_path / "bad.yaml").write_bytes(text)
     with pytest.raises(UserError, match=r"bad\.yaml"):
         load_settings(str(tmp_path / "bad.yaml"))
 
