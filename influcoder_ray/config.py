@@ -356,7 +356,7 @@ def load_settings(path: str, overrides: Sequence[str] = ()) -> PipelineSettings:
         raise UserError(
             f"--config: {path} cannot be read ({error.strerror}); give a settings file"
         ) from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: also a date that no calendar has
         raise UserError(f"--config: {path} is no YAML ({' '.join(str(error).split())})") from error
     if not isinstance(fields, dict):
         raise UserError(
@@ -427,7 +427,7 @@ def _override(fields: dict[str, Any], override: str) -> None:
             raise UserError(f"--set: {key}: {part} is a value, not a group of settings")
     try:
         fields[last] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"--set: {key}: {text!r} is no YAML value") from error
 
 

@@ -83,6 +83,7 @@ def test_conditions_read_as_they_are_said_in_files_and_on_the_command_line(tmp_p
         ("sketch.width", "no key=value"),
         ("seed.inner=1", "seed"),
         ("sketch.width=[", "no YAML value"),
+        ("corpus.where.date.below=2024-02-30", "corpus.where.date.below: '2024-02-30' is no YAML value"),
         ("sketch.width=1000", "sketch.width"),
         ("corpus.where.score.at_leest=1", "corpus.where.score.at_leest: unknown key; did you mean at_least?"),
         ("corpus.where.score=null", "corpus.where.score: a condition is a value"),
@@ -118,7 +119,7 @@ def test_shorter_vectors_are_refused_where_the_settings_say_that_nothing_trains_
     assert load_settings(path, [shorter, "distill.dimensions=16"]).embed.dimensions == 16
 
 
-@pytest.mark.parametrize("text", [b"", b"[1, 2]", b"a: [", b"just words", b"output: r\xe9sultats", b"\x00"])
+@pytest.mark.parametrize("text", [b"", b"[1, 2]", b"a: [", b"words", b"output: \xe9", b"d: 2024-02-30"])
 def test_a_file_that_holds_no_settings_is_refused(text: bytes, tmp_path: Path) -> None:
     """An empty or broken file must not run with defaults."""
     (tmp_path / "bad.yaml").write_bytes(text)
