@@ -32,10 +32,8 @@ def _texts(settings: PipelineSettings) -> dict[str, Any]:
         own = by_rerank if settings.rerank.text_candidates else by_filter
     record = state(settings.root)
     held = record.fingerprint()
-    for other in (by_rerank, by_filter):
-        if held is not None and other != own and other.items() <= held.fields.items() and record.is_complete():
-            return other
-    return own
+    there = [mark for mark in (by_rerank, by_filter) if held and mark.items() <= held.fields.items()]
+    return there[0] if there and there != [own] and record.is_complete() else own
 
 
 def vector_fields(settings: PipelineSettings) -> dict[str, Any]:
