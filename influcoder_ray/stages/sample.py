@@ -49,10 +49,7 @@ def check(settings: PipelineSettings) -> None:
         files = data.files(setting)
         require_columns(files, data.columns.names, setting=f"{setting}.columns")
         require_types(files, data.columns.kinds, setting=f"{setting}.columns")
-        if all(file.row_groups is not None and sum(file.row_groups) == 0 for file in files) or all(
-            file.row_groups is None and not file.columns for file in files
-        ):
-            raise UserError(f"{setting}.path: {data.path} holds no rows; give data files with at least some")
+        _refuse_empty(files, data, setting)
         _refuse_repeated_ids(files, data, setting)
 
 
@@ -217,6 +214,18 @@ def refuse_too_few(setting: str, usable: int, unusable: int, quarantine: Place) 
             f"{setting}: only {usable} different usable rows, too few to train and test on; "
             f"give at least {_SMALLEST}{others}"
         )
+
+
+def _refuse_empty(files: Sequence[DataFile], data: DataSpec, setting: str) -> None:
+    """Refuse a data set that holds nothing, or JSON that is not lines of objects."""
+    if any(sum(file.row_groups or ()) or (not file.is_parquet and file.columns) for file in files):
+        return
+    lines = next((file for file in files if file.size_bytes), None)
+    if lines is not None:
+        raise UserError(
+            f"{setting}.path: no first line of {lines.place} is a JSON object; write one object a line"
+        )
+    raise UserError(f"{setting}.path: {data.path} holds no rows; give data files with at least some")
 
 
 def _refuse_repeated_ids(files: Sequence[DataFile], data: DataSpec, setting: str) -> None:
