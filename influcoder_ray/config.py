@@ -5,7 +5,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -159,7 +159,9 @@ class EvaluateSpec(Spec):
         description="Encoders to distil and compare, with the run's seed, the next one and so on; with "
         "several, the encoder's figures have a spread over them. The run's own is the first.",
     )
-    recall_at: tuple[int, ...] = Field(default=(10,), description="The k of each recall@k.")
+    recall_at: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        default=(10,), min_length=1, description="The k of each recall@k."
+    )
     resamples: int = Field(
         default=200, ge=2, description="Bootstrap resamples of the test queries behind each spread."
     )
@@ -348,12 +350,13 @@ def load_settings(path: str, overrides: Sequence[str] = ()) -> PipelineSettings:
         UserError: the file is not there or no YAML, a key is unknown, a value does not fit.
     """
     try:
-        fields = yaml.safe_load(Path(path).read_text())
+        # As bytes: YAML is UTF-8 or UTF-16 whatever the locale says.
+        fields = yaml.safe_load(Path(path).read_bytes())
     except OSError as error:
         raise UserError(
             f"--config: {path} cannot be read ({error.strerror}); give a settings file"
         ) from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: also a date that no calendar has
         raise UserError(f"--config: {path} is no YAML ({' '.join(str(error).split())})") from error
     if not isinstance(fields, dict):
         raise UserError(
@@ -385,7 +388,7 @@ def _with_absolute_paths(settings: PipelineSettings) -> PipelineSettings:
         return Place(path).absolute().uri
 
     def local_if_there(path: str) -> str:
-        return absolute(path) if Path(path).exists() else path
+        return absolute(path) if Path(path).expanduser().exists() else path
 
     labels = settings.filter.labels
     if labels is not None and labels.path is not None:
@@ -424,7 +427,7 @@ def _override(fields: dict[str, Any], override: str) -> None:
             raise UserError(f"--set: {key}: {part} is a value, not a group of settings")
     try:
         fields[last] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"--set: {key}: {text!r} is no YAML value") from error
 
 
@@ -461,9 +464,12 @@ def _models_along(location: Sequence[int | str]) -> Iterator[type[BaseModel]]:
             # Its keys are the user's own: the next part is one of them.
             of_keys = get_args(annotation)[1]
             continue
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+        # A group that may be left out is one of a union with None.
+        kinds = (annotation, *get_args(annotation))
+        group = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+        if group is None:
             return
-        model = annotation
+        model = group
         yield model
 
 

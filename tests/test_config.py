@@ -41,6 +41,17 @@ def test_local_paths_become_absolute_and_others_stay(tmp_path: Path, monkeypatch
     assert settings.model.path == "owner/name"
 
 
+def test_models_are_found_in_the_home_folder_as_data_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tilde that works for the corpus and not for the model would be looked for as a folder named ~."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "models/lm").mkdir(parents=True)
+    settings = load_settings(write(tmp_path, FIELDS), ["model.path=~/models/lm", "corpus.path=~/corpus"])
+    assert settings.model.path == str(tmp_path / "models/lm")
+    assert settings.corpus.path == str(tmp_path / "corpus")
+
+
 def test_overrides_reach_inner_settings_as_yaml_values(tmp_path: Path) -> None:
     """An override read as text would make a number a string, or a list a name."""
     overrides = ["sketch.width=2048", "sample.queries=null", "workers.embed.gpus=0.5", "output=./elsewhere"]
@@ -72,6 +83,7 @@ def test_conditions_read_as_they_are_said_in_files_and_on_the_command_line(tmp_p
         ("sketch.width", "no key=value"),
         ("seed.inner=1", "seed"),
         ("sketch.width=[", "no YAML value"),
+        ("corpus.where.date.below=2024-02-30", "corpus.where.date.below: '2024-02-30' is no YAML value"),
         ("sketch.width=1000", "sketch.width"),
         ("corpus.where.score.at_leest=1", "corpus.where.score.at_leest: unknown key; did you mean at_least?"),
         ("corpus.where.score=null", "corpus.where.score: a condition is a value"),
@@ -80,6 +92,11 @@ def test_conditions_read_as_they_are_said_in_files_and_on_the_command_line(tmp_p
         ("embed.dimensions=0", "embed.dimensions"),
         ("sample={test_share: 0.6, validation_share: 0.5}", "nothing to train on"),
         ("corpus.columns={text: a, messages: b}", "name one of"),
+        ("filter.protected={columns: [x]}", "filter.protected.columns: unknown key; did you mean column?"),
+        ("filter.labels={path: labels.jsonl}", "filter.labels.column: missing; Column with the label"),
+        ("distill.recipe=[spectral]", "distill.recipe: Input should be 'spectral' or 'influcoder'"),
+        ("evaluate.recall_at=[10, 0]", "evaluate.recall_at.1: Input should be greater than or equal to 1"),
+        ("evaluate.recall_at=[]", "evaluate.recall_at: Tuple should have at least 1 item"),
     ],
 )
 def test_a_bad_override_is_refused_by_name(override: str, part: str, tmp_path: Path) -> None:
@@ -102,10 +119,10 @@ def test_shorter_vectors_are_refused_where_the_settings_say_that_nothing_trains_
     assert load_settings(path, [shorter, "distill.dimensions=16"]).embed.dimensions == 16
 
 
-@pytest.mark.parametrize("text", ["", "[1, 2]", "a: [", "just words"])
-def test_a_file_that_holds_no_settings_is_refused(text: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", [b"", b"[1, 2]", b"a: [", b"words", b"output: \xe9", b"d: 2024-02-30"])
+def test_a_file_that_holds_no_settings_is_refused(text: bytes, tmp_path: Path) -> None:
     """An empty or broken file must not run with defaults."""
-    (tmp_path / "bad.yaml").write_text(text)
+    (tmp_path / "bad.yaml").write_bytes(text)
     with pytest.raises(UserError, match=r"bad\.yaml"):
         load_settings(str(tmp_path / "bad.yaml"))
 

@@ -1,6 +1,7 @@
 """What a user can get wrong ends in one line, exit status 2, and nothing written."""
 
 import copy
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,19 @@ def empty_corpus(fields: Fields, folder: Path) -> None:
     fields["corpus"]["path"] = str(folder / "none.parquet")
 
 
+def empty_files_of_both_kinds(fields: Fields, folder: Path) -> None:
+    (folder / "nothing").mkdir()
+    pq.write_table(pq.read_table(fields["corpus"]["path"])[:0], folder / "nothing/a.parquet")
+    (folder / "nothing/b.jsonl").write_bytes(b"")
+    fields["corpus"]["path"] = str(folder / "nothing")
+
+
+def array_in_place_of_lines(fields: Fields, folder: Path) -> None:
+    rows = pq.read_table(fields["corpus"]["path"]).to_pylist()
+    (folder / "array.jsonl").write_text(json.dumps(rows))
+    fields["corpus"]["path"] = str(folder / "array.jsonl")
+
+
 def repeated_id(fields: Fields, folder: Path) -> None:
     table = pq.read_table(fields["corpus"]["path"])
     pq.write_table(pa.concat_tables([table, table[3:4]]), folder / "twice.parquet")
@@ -113,6 +127,8 @@ FAULTS: dict[Callable[[Fields, Path], None], tuple[str, ...]] = {
     model_that_is_no_causal_lm: ("model.path", "causal LM"),
     targets_that_match_nothing: ("adapter.targets", "no_such_module"),
     empty_corpus: ("corpus.path", "no rows"),
+    empty_files_of_both_kinds: ("corpus.path", "no rows"),
+    array_in_place_of_lines: ("corpus.path", "array.jsonl", "one object a line"),
     repeated_id: ("corpus.columns.id", "'r3'"),
     encoder_window_too_wide: ("encoder.max_tokens", "128"),
     no_data_file: ("queries.path", "no data file"),

@@ -35,5 +35,8 @@ def with_seeds(overrides: list[str] | None, seeds: int | None) -> list[str]:
 
 
 def console() -> Console:
-    """Where commands write: as wide as the terminal, and of one width where there is none."""
-    return Console(width=None if sys.stdout.isatty() else 120)
+    """Where commands write: as wide as the terminal, and of one width where there is none.
+
+    What stands in square brackets is part of a path or of a user's text, never a style.
+    """
+    return Console(width=None if sys.stdout.isatty() else 120, markup=False)

@@ -135,4 +135,4 @@ class DistillSpec(Spec):
     @classmethod
     def _what_the_recipe_sets(cls, fields: Any) -> Any:
         recipe = fields.get("recipe", "spectral") if isinstance(fields, dict) else None
-        return _RECIPES[recipe] | fields if recipe in _RECIPES else fields
+        return _RECIPES[recipe] | fields if isinstance(recipe, str) and recipe in _RECIPES else fields

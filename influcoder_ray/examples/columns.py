@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from influcoder_ray.examples.example import Example, Turn
 from influcoder_ray.spec import Spec
 from influcoder_ray.tables.cells import Cells
+from influcoder_ray.tables.datafiles import Kind
 from influcoder_ray.tables.json_lines import Unreadable
 
 
@@ -52,9 +53,15 @@ class ColumnSpec(Spec):
         return (self.prompt,) if isinstance(self.prompt, str) else (self.prompt or ())
 
     @property
-    def texts(self) -> list[str]:
-        """The columns that hold text, each a string a row."""
-        return [name for name in (self.text, *self.prompts, self.response) if name]
+    def kinds(self) -> list[tuple[str, Kind]]:
+        """What each named column has to hold."""
+        texts = (self.text, *self.prompts, self.response)
+        named: list[tuple[str | None, Kind]] = [
+            (self.id, "text or whole numbers"),
+            *((name, "text") for name in texts),
+            (self.messages, "lists"),
+        ]
+        return [(name, kind) for name, kind in named if name]
 
     @property
     def names(self) -> list[str]:
@@ -163,6 +170,4 @@ def _text(value: Any, what: str) -> str:
             raise _Refused(f"{what} is not UTF-8 text") from None
     if not isinstance(value, str):
         raise _Refused(f"{what} is a {type(value).__name__}, not text")
-    if any(0xD800 <= ord(character) <= 0xDFFF for character in value):
-        raise _Refused(f"{what} holds a lone surrogate, which is no Unicode text")
     return value

@@ -61,7 +61,10 @@ def make_index(output: str, folder: Path | None, recall: float, console: Console
         bar = bars.add_task("Indexing", total=rows)
         about = build_index(settings, folder, recall=recall, report=lambda done: bars.advance(bar, done))
     console.print(
-        f"{folder}: {about.rows:,} examples in {about.lists:,} lists. {about.told}", highlight=False
+        f"{folder}: {about.rows:,} examples in {about.lists:,} lists. {about.told}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
     )
     return about
 

@@ -10,7 +10,7 @@ from influcoder_ray.examples import Example
 from influcoder_ray.examples.columns import examples_from_cells
 from influcoder_ray.examples.data import DataSpec
 from influcoder_ray.tables.cells import Cells, cells_in_parts
-from influcoder_ray.tables.datafiles import DataFile, require_columns, require_text
+from influcoder_ray.tables.datafiles import DataFile, require_columns, require_types
 from influcoder_ray.tables.json_lines import BLOCK_BYTES, count_rows, text_bytes
 from influcoder_ray.tables.units import plan_units
 
@@ -102,7 +102,7 @@ def survey(data: DataSpec, *, setting: str, sampled_rows: int = SAMPLED_ROWS) ->
     """
     files = data.files(setting, identify=False)
     require_columns(files, data.columns.names, setting=f"{setting}.columns")
-    require_text(files, data.columns.texts, setting=f"{setting}.columns")
+    require_types(files, data.columns.kinds, setting=f"{setting}.columns")
     rows, counted = _rows(files)
     if not sum(rows):
         raise UserError(f"{setting}.path: {data.path} holds no rows; give data files with at least some")

@@ -45,7 +45,7 @@ class Display:
         self._spent: dict[str, float] = {}
 
     def say(self, text: str) -> None:
-        self.console.print(text, highlight=False, soft_wrap=True)
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     @contextmanager
     def stage(self, name: str, total: int | None, unit: str) -> Iterator[Any]:

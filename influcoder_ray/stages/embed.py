@@ -21,12 +21,19 @@ def state(root: Place) -> StageState:
 
 
 def _texts(settings: PipelineSettings) -> dict[str, Any]:
-    """The setting by which rows have a second vector, if there is one."""
-    if not settings.keeps_texts:
-        return {}
-    if settings.rerank.text_candidates:
-        return {"rerank": {"text_candidates": "any"}}
-    return {"filter": {"measure": "text"}}
+    """The setting by which rows have a second vector, if there is one.
+
+    In a finished folder that has them it is the one by which they were made, whoever asks for them now or no
+    longer does: they are the same vectors, and stand in nobody's way.
+    """
+    by_rerank, by_filter = {"rerank": {"text_candidates": "any"}}, {"filter": {"measure": "text"}}
+    own: dict[str, Any] = {}
+    if settings.keeps_texts:
+        own = by_rerank if settings.rerank.text_candidates else by_filter
+    record = state(settings.root)
+    held = record.fingerprint()
+    there = [mark for mark in (by_rerank, by_filter) if held and mark.items() <= held.fields.items()]
+    return there[0] if there and there != [own] and record.is_complete() else own
 
 
 def vector_fields(settings: PipelineSettings) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from influcoder_ray.stages.plan import StagePlan
 from influcoder_ray.stages.work.scan import ScanWork, seeded_key, smallest
 from influcoder_ray.tables import schemas
 from influcoder_ray.tables.cells import read_cells
-from influcoder_ray.tables.datafiles import DataFile, require_columns, require_text
+from influcoder_ray.tables.datafiles import DataFile, require_columns, require_types
 from influcoder_ray.tables.fingerprint import Fingerprint, digest_of
 from influcoder_ray.tables.place import Place
 from influcoder_ray.tables.state import Manifest, Output, StageState
@@ -48,11 +48,8 @@ def check(settings: PipelineSettings) -> None:
     for setting, data in (("corpus", settings.corpus), ("queries", settings.queries)):
         files = data.files(setting)
         require_columns(files, data.columns.names, setting=f"{setting}.columns")
-        require_text(files, data.columns.texts, setting=f"{setting}.columns")
-        if all(file.row_groups is not None and sum(file.row_groups) == 0 for file in files) or all(
-            file.row_groups is None and not file.columns for file in files
-        ):
-            raise UserError(f"{setting}.path: {data.path} holds no rows; give data files with at least some")
+        require_types(files, data.columns.kinds, setting=f"{setting}.columns")
+        _refuse_empty(files, data, setting)
         _refuse_repeated_ids(files, data, setting)
 
 
@@ -118,7 +115,11 @@ def plan(settings: PipelineSettings) -> StagePlan:
                 f"queries.path: {shared:.0f} corpus rows have the content of a query; take them out, or set "
                 "sample.shared_content to keep"
             )
-        chosen = replace(_choose(settings, record), counters={"left_out": sum(unread.values())})
+        unusable = {
+            table: sum(manifests[unit.unit_id].rows_quarantined for unit in part)
+            for table, part in units.items()
+        }
+        chosen = replace(_choose(settings, record, unusable), counters={"left_out": sum(unread.values())})
         manifests[closing] = record.commit(closing, chosen, 0.0)
         return manifests
 
@@ -178,7 +179,15 @@ def split_sizes(count: int, validation_share: float, test_share: float) -> tuple
     return count - validation - test, validation, test
 
 
-def _choose(settings: PipelineSettings, record: StageState) -> Output:
+def _choose(settings: PipelineSettings, record: StageState, unusable: Mapping[str, int]) -> Output:
+    """The sample, out of the candidates of both sides, with where the lines of JSON stand.
+
+    Args:
+        unusable: rows that went to the quarantine, by the table of candidates.
+
+    Raises:
+        UserError: one side has too few examples.
+    """
     blocks = record.read(_BLOCKS_OF_FILES, schemas.LINE_BLOCKS)
     tables = {LINE_BLOCKS: blocks} if blocks.num_rows else {}
     for table, candidates, count, setting in (
@@ -187,14 +196,36 @@ def _choose(settings: PipelineSettings, record: StageState) -> Output:
     ):
         examples = from_table(record.read(candidates, schemas.EXAMPLES))
         chosen = smallest(examples, settings.seed, count)
-        if len(chosen) < _SMALLEST:
-            raise UserError(
-                f"{setting}: only {len(chosen)} different usable rows, too few to train and test on; "
-                f"give at least {_SMALLEST}"
-            )
+        refuse_too_few(setting, len(chosen), unusable[candidates], record.root / "quarantine")
         names = splits(chosen, settings.seed, settings.sample.validation_share, settings.sample.test_share)
         tables[table] = to_table(chosen, names)
     return Output(tables, rows_in=0, rows_out=0, rows_per_group=ROWS_PER_GROUP)
+
+
+def refuse_too_few(setting: str, usable: int, unusable: int, quarantine: Place) -> None:
+    """Refuse a side of which too few different contents are left, and say where the others are.
+
+    Raises:
+        UserError: naming the setting that holds the data.
+    """
+    if usable < _SMALLEST:
+        others = f"; {quarantine} says why {unusable:,} rows cannot be used" if unusable else ""
+        raise UserError(
+            f"{setting}: only {usable} different usable rows, too few to train and test on; "
+            f"give at least {_SMALLEST}{others}"
+        )
+
+
+def _refuse_empty(files: Sequence[DataFile], data: DataSpec, setting: str) -> None:
+    """Refuse a data set that holds nothing, or JSON that is not lines of objects."""
+    if any(sum(file.row_groups or ()) or (not file.is_parquet and file.columns) for file in files):
+        return
+    lines = next((file for file in files if file.size_bytes), None)
+    if lines is not None:
+        raise UserError(
+            f"{setting}.path: no first line of {lines.place} is a JSON object; write one object a line"
+        )
+    raise UserError(f"{setting}.path: {data.path} holds no rows; give data files with at least some")
 
 
 def _refuse_repeated_ids(files: Sequence[DataFile], data: DataSpec, setting: str) -> None:

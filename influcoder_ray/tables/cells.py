@@ -94,7 +94,7 @@ def read_piece(piece: Piece, columns: Sequence[str], *, wanted: npt.NDArray[np.i
     if piece.row_groups is not None:
         numbers, table = rows_of_parquet(piece, columns, wanted=wanted)
         return Cells(numbers.tolist(), _values(table, columns))
-    found = ((number, row) for number, _, row in lines_of_piece(piece))
+    found = lines_of_piece(piece)
     if wanted is None:
         return _of_lines(found, columns)
     chosen = set(wanted.tolist())
@@ -137,7 +137,7 @@ def cells_in_parts(
 
 def cells_of_lines(numbered: Iterable[tuple[int, bytes]], columns: Sequence[str], where: Where) -> Cells:
     """The named columns of numbered lines of JSON, of those for which the conditions hold."""
-    return _of_lines(((number, row) for number, _, row in rows_of_lines(numbered, where)), columns)
+    return _of_lines(rows_of_lines(numbered, where), columns)
 
 
 def _of_lines(rows: Iterable[tuple[int, dict[str, Any] | Unreadable]], columns: Sequence[str]) -> Cells:

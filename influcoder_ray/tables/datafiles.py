@@ -1,9 +1,10 @@
 """A user's data files: found, recognised and identified without reading their rows."""
 
 import glob as globbing
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,6 +18,17 @@ from influcoder_ray.tables.place import Place
 
 PARQUET = ".parquet"
 _THREADS = 16
+
+Kind = Literal["text", "text or whole numbers", "lists"]
+_TEXT = (
+    *(pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view),
+    *(pa.types.is_binary, pa.types.is_large_binary),
+)
+_TESTS: dict[Kind, tuple[Callable[[pa.DataType], bool], ...]] = {
+    "text": _TEXT,
+    "text or whole numbers": (*_TEXT, pa.types.is_fixed_size_binary, pa.types.is_integer),
+    "lists": (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list),
+}
 
 
 @dataclass(frozen=True)
@@ -121,24 +133,21 @@ def require_columns(files: Sequence[DataFile], columns: Sequence[str], *, settin
             )
 
 
-def require_text(files: Sequence[DataFile], columns: Sequence[str], *, setting: str) -> None:
-    """Refuse Parquet files in which a column that should hold text is of another type.
+def require_types(files: Sequence[DataFile], columns: Sequence[tuple[str, Kind]], *, setting: str) -> None:
+    """Refuse Parquet files in which a column is of a type that holds something else than it should.
 
     Raises:
         UserError: naming the file, the column and its type.
     """
     for file in files:
-        for name, kind in zip(file.columns, file.types, strict=False):
-            value = kind.value_type if pa.types.is_dictionary(kind) else kind
-            if name in columns and not (_is_text(value) or pa.types.is_null(value)):
+        types = dict(zip(file.columns, file.types, strict=False))
+        for name, kind in columns:
+            own = types.get(name, pa.null())
+            value = own.value_type if pa.types.is_dictionary(own) else own
+            if not (pa.types.is_null(value) or any(test(value) for test in _TESTS[kind])):
                 raise UserError(
-                    f"{setting}: {name!r} of {file.place} is {kind}, not text; name a column of text"
+                    f"{setting}: {name!r} of {file.place} is {own}, not {kind}; name a column of {kind}"
                 )
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_binary)
-    return any(test(kind) for test in (*tests, pa.types.is_large_binary))
 
 
 def _inspect(place: Place, relative: str, *, setting: str, where: Where, identify: bool) -> DataFile:

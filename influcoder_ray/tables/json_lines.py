@@ -148,6 +148,9 @@ def parse(line: bytes) -> dict[str, Any] | Unreadable:
         return Unreadable(f"the line is not JSON: {str(error).splitlines()[0]}")
     if not isinstance(row, dict):
         return Unreadable(f"the line is a JSON {type(row).__name__}, not an object")
+    # In whatever column it stands: no table could hold the row, so no stage may count on it.
+    if (rb"\ud" in line or rb"\uD" in line) and not _is_unicode(row):
+        return Unreadable("the line holds a lone surrogate, which is no Unicode text")
     return row
 
 
@@ -172,6 +175,14 @@ def first_keys(place: Place, fields: Collection[str] = ()) -> tuple[tuple[str, .
 def kind_of(value: Any) -> str:
     """What a value of a line is: text, number, boolean, list, object, or null."""
     return next(kind for kind, types in _KINDS.items() if isinstance(value, types))
+
+
+def _is_unicode(row: dict[str, Any]) -> bool:
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _skip(stream: Any, count: int, *, seekable: bool) -> None:

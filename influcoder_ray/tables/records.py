@@ -85,24 +85,14 @@ def _parsed(unit: Unit) -> tuple[list[int], list[dict[str, Any]], list[tuple[int
     numbers, rows, unreadable = [], [], []
     for start, piece in zip(unit.starts, unit.pieces, strict=True):
         with unit.reading(piece):
-            for own, line, row in lines_of_piece(piece):
+            for own, row in lines_of_piece(piece):
                 number = start + own - piece.first_row
                 if isinstance(row, Unreadable):
                     unreadable.append((number, row.reason))
-                elif rb"\ud" in line.lower() and not _is_unicode(row):
-                    unreadable.append((number, "the line holds a lone surrogate, which is no Unicode text"))
                 else:
                     numbers.append(number)
                     rows.append(row)
     return numbers, rows, unreadable
-
-
-def _is_unicode(row: dict[str, Any]) -> bool:
-    try:
-        json.dumps(row, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _schema_of(rows: Sequence[dict[str, Any]]) -> pa.Schema:

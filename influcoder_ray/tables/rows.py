@@ -46,18 +46,18 @@ def rows_of_parquet(
 
 def rows_of_lines(
     numbered: Iterable[tuple[int, bytes]], where: Where
-) -> Iterator[tuple[int, bytes, dict[str, Any] | Unreadable]]:
-    """Numbered lines and what they hold, of those for which the conditions hold.
+) -> Iterator[tuple[int, dict[str, Any] | Unreadable]]:
+    """What numbered lines hold, of those for which the conditions hold.
 
     A line that cannot be read stays: nobody knows what it would have said, and somebody should know of it.
     """
     for number, line in numbered:
         row = parse(line)
         if isinstance(row, Unreadable) or admits(where, row):
-            yield number, line, row
+            yield number, row
 
 
-def lines_of_piece(piece: Piece) -> Iterator[tuple[int, bytes, dict[str, Any] | Unreadable]]:
+def lines_of_piece(piece: Piece) -> Iterator[tuple[int, dict[str, Any] | Unreadable]]:
     """The rows of a piece of JSON Lines, as `rows_of_lines` gives them."""
     return rows_of_lines(enumerate(lines(piece.place, piece.span), piece.first_row), piece.where)
 

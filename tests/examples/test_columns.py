@@ -118,7 +118,7 @@ def test_poisoned_rows_of_json_lines_are_used_or_set_aside_for_the_stated_reason
                 stream.write(b'{"q": "q", "a": "' + response.replace(b"\n", b"") + b'"}\n')
             else:
                 stream.write(json.dumps({"q": prompt, "a": response}).encode() + b"\n")
-    surrogate = "response holds a lone surrogate, which is no Unicode text"
+    surrogate = "the line holds a lone surrogate, which is no Unicode text"
     _check_poison(path, {"{surrogate}": surrogate, "{image}": "the line is not UTF-8"})
 
 

@@ -13,7 +13,7 @@ import pytest
 from influcoder_ray.config import load_settings
 from influcoder_ray.examples.columns import examples_from_cells
 from influcoder_ray.tables.cells import read_cells
-from influcoder_ray.tables.datafiles import require_columns, require_text
+from influcoder_ray.tables.datafiles import require_columns, require_types
 from influcoder_ray.tables.units import plan_units
 
 FOLDER = Path(__file__).parents[2] / "jobs/corpora"
@@ -76,7 +76,7 @@ def test_settings_of_a_corpus_read_the_texts_of_its_files(name: str, tmp_path: P
     files = data.files("corpus")
     columns = settings.corpus.columns
     require_columns(files, columns.names, setting="corpus.columns")
-    require_text(files, columns.texts, setting="corpus.columns")
+    require_types(files, columns.kinds, setting="corpus.columns")
     found = [
         example
         for unit in plan_units(files, rows_per_unit=1, fingerprint="")

@@ -26,6 +26,7 @@ from influcoder_ray.gradients.sketch import CountSketch
 from influcoder_ray.gradients.teacher import Teacher
 from influcoder_ray.stages import explore
 from influcoder_ray.stages.signals import contents_of, read_examples, read_signals
+from influcoder_ray.stages.work.exploring import choose
 from influcoder_ray.stages.work.training import tokenized
 
 QUIET = Console(quiet=True)
@@ -182,3 +183,12 @@ def test_without_examples_the_stage_is_as_if_it_were_not_there(finished: Pipelin
     assert not (root / "_state/explore").exists()
     assert "explore" not in pipeline.status(finished)
     assert "explore" not in json.loads((root / "run_summary.json").read_bytes())["stages"]
+
+
+def test_a_sample_that_leaves_nothing_to_explore_is_refused(
+    make_settings: MakeSettings, tmp_path: Path
+) -> None:
+    """A corpus smaller than sample.pool would end in an index error, after all gradients were computed."""
+    settings = make_settings(tmp_path, explore=EXPLORE)
+    with pytest.raises(UserError, match=r"^explore\.examples: the sample holds every example of the corpus"):
+        choose(settings, explore.state(settings.root), "explored", 1)

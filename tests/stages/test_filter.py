@@ -109,6 +109,15 @@ def test_texts_can_be_compared_in_place_of_influence(filtering: Filter) -> None:
     assert settings.keeps_texts
 
 
+def test_after_texts_influence_can_be_compared_again(filtering: Filter) -> None:
+    """Prevents a run from having to be embedded anew, or copied, for another measure."""
+    filtering(count=12, measure="text")
+    settings = filtering(count=12)
+    assert removed(settings) == in_order(highest(list(range(8))))[:12]
+    assert not settings.keeps_texts
+    assert removed(filtering(count=12, measure="text")) == in_order(highest(list(range(8)), texts=True))[:12]
+
+
 def test_texts_that_were_not_kept_are_missed_in_one_line(filtering: Filter) -> None:
     """Prevents a column that is not there from failing on a worker, or influence from being taken instead."""
     filtering(count=12)

@@ -2,12 +2,15 @@
 
 import random
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from influcoder_ray.errors import UserError
 from influcoder_ray.examples import Example
-from influcoder_ray.stages.sample import splits
+from influcoder_ray.stages.sample import refuse_too_few, splits
 from influcoder_ray.stages.work.scan import smallest
+from influcoder_ray.tables.place import Place
 
 
 def examples(contents: list[int]) -> list[Example]:
@@ -59,3 +62,13 @@ def test_another_seed_gives_another_sample() -> None:
     """A seed without effect would make every repetition the same draw."""
     whole = examples(list(range(100)))
     assert smallest(whole, 0, 20) != smallest(whole, 1, 20)
+
+
+def test_too_few_rows_are_refused_with_the_place_that_says_why_others_are_unusable() -> None:
+    """Of a million rows whose ids are fractions none is usable: "give at least 10" would explain nothing."""
+    quarantine = Place("/run/quarantine")
+    refuse_too_few("corpus.path", 10, 5, quarantine)
+    with pytest.raises(UserError, match=r"at least 10; /run/quarantine says why 1,200 rows cannot be used$"):
+        refuse_too_few("corpus.path", 0, 1200, quarantine)
+    with pytest.raises(UserError, match=r"only 9 different usable rows, .*; give at least 10$"):
+        refuse_too_few("corpus.path", 9, 0, quarantine)

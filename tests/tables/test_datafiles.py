@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from influcoder_ray.errors import UserError
-from influcoder_ray.tables.datafiles import find_data_files, require_columns
+from influcoder_ray.tables.datafiles import Kind, find_data_files, require_columns, require_types
 from influcoder_ray.tables.units import plan_units
 
 
@@ -152,6 +152,28 @@ def test_a_missing_column_is_refused_with_what_is_there(tmp_path: Path) -> None:
     assert str(refused.value) == expected
     with pytest.raises(UserError, match=r"b\.jsonl has no column 'prompt'; it has id, body, text, more"):
         require_columns(files[1:], ["prompt"], setting="corpus.columns")
+
+
+@pytest.mark.parametrize(
+    ("kind", "fits", "others"),
+    [
+        ("text", ["a", b"b", None], [1, 1.5, ["a"]]),
+        ("text or whole numbers", ["a", 7, None], [7.0, ["a"], True]),
+        ("lists", [[{"role": "user"}], None], ["[{}]", {"role": "user"}]),
+    ],
+)
+def test_columns_that_hold_something_else_are_refused(
+    kind: Kind, fits: list[object], others: list[object], tmp_path: Path
+) -> None:
+    """Prevents a corpus from being read to its end only to find that none of its rows can be used."""
+    for value in fits:
+        pq.write_table(pa.table({"x": [value]}), tmp_path / "a.parquet")
+        require_types(find_data_files(str(tmp_path), setting="corpus.path"), [("x", kind)], setting="c")
+    for value in others:
+        pq.write_table(pa.table({"x": [value]}), tmp_path / "a.parquet")
+        files = find_data_files(str(tmp_path), setting="corpus.path")
+        with pytest.raises(UserError, match=rf"^corpus\.columns: 'x' of .* is .*, not {kind}; name a column"):
+            require_types(files, [("x", kind)], setting="corpus.columns")
 
 
 def test_a_parquet_file_without_any_column_lacks_every_column(tmp_path: Path) -> None:

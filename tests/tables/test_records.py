@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from influcoder_ray.tables.cells import read_cells
 from influcoder_ray.tables.datafiles import find_data_files
 from influcoder_ray.tables.place import Place
 from influcoder_ray.tables.records import common_schema, read_records, schema_of_lines
@@ -74,6 +75,15 @@ def test_lines_that_no_table_could_hold_are_named_with_their_numbers(tmp_path: P
     assert records.rows == [0, 4]
     assert [row for row, _ in records.unreadable] == [1, 2, 3]
     assert "lone surrogate" in records.unreadable[2][1]
+
+
+def test_a_line_that_no_table_could_hold_is_read_by_no_stage(tmp_path: Path) -> None:
+    """Prevents an example from being scored whose row cannot be written: another row would take its place."""
+    text = b'{"t": "x"}\n{"t": "scored", "url": "http://\\uD83d"}\n{"t": "\\ud83d\\ude00 a pair"}\n'
+    unit = unit_of(tmp_path / "a.jsonl", text)
+    cells = read_cells(unit, ["t"])
+    assert [row for row, cell in zip(cells.rows, cells["t"], strict=True) if isinstance(cell, str)] == [0, 2]
+    assert read_records(unit).rows == [0, 2]
 
 
 def test_parquet_rows_keep_columns_types_and_metadata(tmp_path: Path) -> None:

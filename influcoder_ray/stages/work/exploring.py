@@ -9,6 +9,7 @@ from influcoder_ray.encoder.model import Encoder
 from influcoder_ray.encoder.promise import most_promising
 from influcoder_ray.encoder.recipes import training
 from influcoder_ray.encoder.workers import Workers
+from influcoder_ray.errors import UserError
 from influcoder_ray.examples import Example
 from influcoder_ray.examples.example import from_table, to_table
 from influcoder_ray.stages import explore, sample
@@ -28,8 +29,16 @@ def choose(settings: PipelineSettings, record: StageState, unit_id: str, threads
     """Write the examples of the reservoir that the most training queries would look at.
 
     Queries of the other splits have no say: what is trained on may not depend on what is tested.
+
+    Raises:
+        UserError: the sample leaves no example to choose.
     """
     reservoir = _reservoir(settings, record)
+    if not reservoir:
+        raise UserError(
+            "explore.examples: the sample holds every example of the corpus and leaves none to explore; "
+            "set it to 0, or lower sample.pool"
+        )
     encoder, queries = _first_student(settings, threads)
     vectors = np.concatenate(
         [encoder.embed(part, "pool")[0].astype(np.float16) for part in _parts(reservoir)]
@@ -72,5 +81,5 @@ def _first_student(settings: PipelineSettings, threads: int) -> tuple[Encoder, n
 
 
 def _parts(examples: list[Example]) -> Iterator[list[Example]]:
-    for start in range(0, max(1, len(examples)), _EXAMPLES_AT_ONCE):
+    for start in range(0, len(examples), _EXAMPLES_AT_ONCE):
         yield examples[start : start + _EXAMPLES_AT_ONCE]
