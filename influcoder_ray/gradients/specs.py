@@ -7,8 +7,14 @@ from pydantic import Field, field_validator, model_validator
 from influcoder_ray.examples.tokens import Template
 from influcoder_ray.spec import Spec
 
-# Named in every fingerprint: another way of hashing is another set of sketches.
-SCHEME = "countsketch-affine-blocks-1"
+_SCHEME = "countsketch-affine-blocks-1"
+# Positions in float32: sketches of bfloat16 models for which they were rounded may not stand beside others.
+_SCHEMES = {"bfloat16": f"{_SCHEME}, float32 positions"}
+
+
+def scheme(dtype: str) -> str:
+    """Names in every fingerprint how sketches are made of a model of this type: another way gives others."""
+    return _SCHEMES.get(dtype, _SCHEME)
 
 
 class ModelSpec(Spec):

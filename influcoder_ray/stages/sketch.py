@@ -5,7 +5,7 @@ from typing import Any
 
 from influcoder_ray.config import PipelineSettings
 from influcoder_ray.errors import UserError
-from influcoder_ray.gradients.specs import SCHEME, SketchSpec
+from influcoder_ray.gradients.specs import SketchSpec, scheme
 from influcoder_ray.stages import sample
 from influcoder_ray.stages.display import Display
 from influcoder_ray.stages.folders import at_hand
@@ -59,7 +59,7 @@ def plan(settings: PipelineSettings) -> StagePlan:
     fingerprint = Fingerprint(
         {
             "stage": "sketch",
-            "scheme": SCHEME,
+            "scheme": scheme(model.dtype),
             "seed": settings.seed,
             "inputs": {"sample": sampled.finished().digest},
             "model": model.model_dump(mode="json", exclude={"path"})

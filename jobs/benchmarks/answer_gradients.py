@@ -17,7 +17,7 @@ import torch
 
 from influcoder_ray.examples import Example
 from influcoder_ray.gradients.sketch import CountSketch
-from influcoder_ray.gradients.specs import SCHEME, AdapterSpec, ModelSpec, SketchSpec
+from influcoder_ray.gradients.specs import AdapterSpec, ModelSpec, SketchSpec, scheme
 from influcoder_ray.gradients.teacher import Teacher
 from influcoder_ray.tables.arrays import sketch_matrix
 from influcoder_ray.tables.fingerprint import Fingerprint, digest_of, model_identity
@@ -69,7 +69,7 @@ class GradientStore:
         self._seed, self._device, self._adam = seed, device, adam
         self.fingerprint = Fingerprint(
             {
-                "scheme": SCHEME,
+                "scheme": scheme(model.dtype),
                 "seed": seed,
                 "signal": "adam" if adam else "gradient",
                 "model": model.model_dump(mode="json", exclude={"path"})
