@@ -66,9 +66,7 @@ def plan(settings: PipelineSettings) -> StagePlan:
             | {"files": model_identity(Place(model.path), "model.path")},
             "adapter": adapter.model_dump(mode="json", exclude={"path"})
             | {
-                "files": model_identity(
-                    Place(adapter.path), setting="adapter.path", marker="adapter_config.json"
-                )
+                "files": model_identity(Place(adapter.path), "adapter.path", marker="adapter_config.json")
                 if adapter.path
                 else None
             },

@@ -76,9 +76,7 @@ class GradientStore:
                 | {"files": model_identity(Place(model.path), "model.path")},
                 "adapter": adapter.model_dump(mode="json", exclude={"path"})
                 | {
-                    "files": model_identity(
-                        Place(adapter.path), setting="adapter.path", marker="adapter_config.json"
-                    )
+                    "files": model_identity(Place(adapter.path), "adapter.path", marker="adapter_config.json")
                     if adapter.path
                     else None
                 },
