@@ -109,6 +109,10 @@ def no_data_file(fields: Fields, folder: Path) -> None:
     fields["queries"]["path"] = str(folder / "notes.txt")
 
 
+def output_among_the_data(fields: Fields, folder: Path) -> None:
+    fields["queries"]["path"] = f"{folder}/"
+
+
 def column_of_numbers(fields: Fields, folder: Path) -> None:
     table = pq.read_table(fields["corpus"]["path"])
     numbers = table.set_column(2, "response", pa.array(range(40)))
@@ -132,6 +136,7 @@ FAULTS: dict[Callable[[Fields, Path], None], tuple[str, ...]] = {
     repeated_id: ("corpus.columns.id", "'r3'"),
     encoder_window_too_wide: ("encoder.max_tokens", "128"),
     no_data_file: ("queries.path", "no data file"),
+    output_among_the_data: ("output:", "lies in queries.path", "outside"),
     column_of_numbers: ("corpus.columns", "'response'", "int64"),
 }
 

@@ -125,7 +125,8 @@ def _row(name: str, arm: Mapping[str, Any], kind: str | None) -> LossRow:
         difference=decimal(difference, 4),
         interval=_interval(against.get("interval_over_seeds")),
         seeds=_seeds_in_words(against, kind) if against else MISSING,
-        better=None if difference is None else (difference < 0) == (kind == "select"),
+        # Where chance chose the same examples, nothing is better or worse.
+        better=(difference < 0) == (kind == "select") if difference else None,
     )
 
 
@@ -174,10 +175,10 @@ def _score_row(method: str, found: Any) -> ScoreRow:
 
 def _seeds_in_words(against: Mapping[str, Any], kind: str | None) -> str:
     each = against.get("each")
-    lower = number(against.get("seeds_lower"))
-    if not isinstance(each, list) or lower is None:
+    if not isinstance(each, list):
         return MISSING
-    right = lower if kind == "select" else len(each) - lower
+    sign = -1 if kind == "select" else 1
+    right = sum(sign * (number(difference) or 0.0) > 0 for difference in each)
     return f"{'lower' if kind == 'select' else 'higher'} in {count(right)} of {len(each)} seeds"
 
 

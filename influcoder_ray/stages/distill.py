@@ -105,7 +105,7 @@ def plan(settings: PipelineSettings, seed: int | None = None) -> StagePlan:
                 for stage, module in _inputs(settings).items()
             },
             "encoder": encoder.model_dump(mode="json", exclude={"path"})
-            | {"files": model_identity(Place(encoder.path))},
+            | {"files": model_identity(Place(encoder.path), "encoder.path")},
             "influence": settings.influence.model_dump(mode="json"),
             "distill": settings.distill.model_dump(mode="json"),
             "familiarity": settings.familiarity.model_dump(mode="json"),

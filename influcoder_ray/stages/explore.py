@@ -40,7 +40,7 @@ def plan(settings: PipelineSettings) -> StagePlan:
             },
             "corpus": sample.data_fields(settings.corpus, corpus),
             "encoder": encoder.model_dump(mode="json", exclude={"path"})
-            | {"files": model_identity(Place(encoder.path))},
+            | {"files": model_identity(Place(encoder.path), "encoder.path")},
             "influence": settings.influence.model_dump(mode="json"),
             "distill": settings.distill.model_dump(mode="json", include={"dimensions", "folds"}),
             "explore": settings.explore.model_dump(mode="json"),

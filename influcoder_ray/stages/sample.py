@@ -40,12 +40,18 @@ def state(root: Place) -> StageState:
 
 
 def check(settings: PipelineSettings) -> None:
-    """Refuse data that cannot be used: missing, without the named columns, empty, with ids twice.
+    """Refuse data that cannot be used: missing, without the named columns, empty, with ids twice, or in a
+    folder to which the run itself would write.
 
     Raises:
         UserError: the first of these.
     """
     for setting, data in (("corpus", settings.corpus), ("queries", settings.queries)):
+        if f"{settings.root}/".startswith(f"{data.path.rstrip('/')}/"):
+            raise UserError(
+                f"output: {settings.root} lies in {setting}.path, where all files are read, so that the run "
+                "would read what it writes; give a folder outside of it"
+            )
         files = data.files(setting)
         require_columns(files, data.columns.names, setting=f"{setting}.columns")
         require_types(files, data.columns.kinds, setting=f"{setting}.columns")

@@ -63,10 +63,10 @@ def plan(settings: PipelineSettings) -> StagePlan:
             "seed": settings.seed,
             "inputs": {"sample": sampled.finished().digest},
             "model": model.model_dump(mode="json", exclude={"path"})
-            | {"files": model_identity(Place(model.path))},
+            | {"files": model_identity(Place(model.path), "model.path")},
             "adapter": adapter.model_dump(mode="json", exclude={"path"})
             | {
-                "files": model_identity(Place(adapter.path), marker="adapter_config.json")
+                "files": model_identity(Place(adapter.path), "adapter.path", marker="adapter_config.json")
                 if adapter.path
                 else None
             },

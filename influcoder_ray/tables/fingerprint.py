@@ -76,22 +76,25 @@ def file_identity(place: Place) -> str:
     return digest.hexdigest()[:32]
 
 
-def model_identity(folder: Place, *, marker: str = "config.json") -> dict[str, str]:
+def model_identity(folder: Place, setting: str, *, marker: str = "config.json") -> dict[str, str]:
     """SHA-256 of each file that decides what a model folder computes, by name.
 
     Weights are read whole: two fine-tunes of one model differ in nothing else.
 
     Args:
+        setting: the setting that holds the folder, for an error's first words.
         marker: the file without which the folder is no model.
 
     Raises:
         UserError: there is no such folder, or the marker is missing.
     """
     if not folder.is_folder():
-        raise UserError(f"{folder}: no such model folder; give a folder in Hugging Face layout")
+        raise UserError(f"{setting}: {folder} is no folder; give one in Hugging Face layout")
     names = [e.relative for e in folder.files() if _decides(e.relative)]
     if marker not in names:
-        raise UserError(f"{folder}: is no model: it holds no {marker}; give a folder in Hugging Face layout")
+        raise UserError(
+            f"{setting}: {folder} is no model: it holds no {marker}; give a folder in Hugging Face layout"
+        )
     with ThreadPoolExecutor(4) as threads:
         return dict(zip(names, threads.map(lambda name: _sha256(folder / name), names), strict=True))
 

@@ -70,7 +70,7 @@ def distilled(
             "seed": seed,
             "gradients": gradients.digest,
             "encoder": spec.model_dump(mode="json", exclude={"path"})
-            | {"files": model_identity(Place(spec.path))},
+            | {"files": model_identity(Place(spec.path), "--encoder")},
             "distill": distill.model_dump(mode="json"),
             "contents": {
                 f"{side}/{split}": digest_of([key_of(e) for e in signal.examples])

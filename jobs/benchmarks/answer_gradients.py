@@ -73,10 +73,10 @@ class GradientStore:
                 "seed": seed,
                 "signal": "adam" if adam else "gradient",
                 "model": model.model_dump(mode="json", exclude={"path"})
-                | {"files": model_identity(Place(model.path))},
+                | {"files": model_identity(Place(model.path), "model.path")},
                 "adapter": adapter.model_dump(mode="json", exclude={"path"})
                 | {
-                    "files": model_identity(Place(adapter.path), marker="adapter_config.json")
+                    "files": model_identity(Place(adapter.path), "adapter.path", marker="adapter_config.json")
                     if adapter.path
                     else None
                 },

@@ -50,6 +50,14 @@ def test_an_evaluation_without_figures_is_told_nothing_of(make_contents: MakeCon
     assert len(readings(make_contents(evaluation={}))) == 1
 
 
+def test_a_test_pool_of_ten_or_fewer_says_nothing_of_its_first_ten(make_contents: MakeContents) -> None:
+    """Prevents "10.0 of the ten" of a pool of two, whatever the order: no ranking could miss any."""
+    evaluation = make_contents().evaluation
+    said = {pool: readings(make_contents(evaluation={**evaluation, "pool": pool})) for pool in (10, 11)}
+    assert not any("on average" in reading for reading in said[10])
+    assert any("5.2 on average" in reading for reading in said[11])
+
+
 def test_every_query_is_in_the_table_and_those_left_out_are_counted(
     make_contents: MakeContents, plain: Callable[[str], str]
 ) -> None:

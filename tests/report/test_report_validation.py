@@ -97,6 +97,16 @@ def test_an_effect_on_the_wrong_side_is_called_by_its_name() -> None:
     assert section.losses[2].better is False
 
 
+def test_where_chance_chose_the_same_examples_nothing_is_better() -> None:
+    """Prevents "higher in 3 of 3 seeds", marked as better, beside a difference of nothing."""
+    validation = _validation()
+    for kind in ("select", "remove"):
+        validation[kind]["encoder"]["against_random"] |= {"mean": 0.0, "each": [0.0] * 3, "seeds_lower": 0}
+    rows = validation_section(validation).losses
+    assert [rows[place].seeds for place in (2, 5)] == ["lower in 0 of 3 seeds", "higher in 0 of 3 seeds"]
+    assert [rows[place].better for place in (2, 5)] == [None, None]
+
+
 @pytest.mark.parametrize("lost", ["interval_over_seeds", "interval_over_queries"])
 def test_one_seed_alone_proves_nothing(lost: str) -> None:
     """Prevents a verdict without the spread that it rests on."""

@@ -100,12 +100,12 @@ def test_a_models_identity_is_that_of_the_files_that_decide_what_it_computes(tmp
     for name in (*deciding, "README.md", "onnx/model.onnx", ".cache/x.json"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(name.encode())
-    before = model_identity(Place(str(tmp_path)))
+    before = model_identity(Place(str(tmp_path)), "model.path")
     assert before.keys() == deciding
     (tmp_path / "README.md").write_bytes(b"new words")
-    assert model_identity(Place(str(tmp_path))) == before
+    assert model_identity(Place(str(tmp_path)), "model.path") == before
     (tmp_path / "model.safetensors").write_bytes(b"new weights")
-    after = model_identity(Place(str(tmp_path)))
+    after = model_identity(Place(str(tmp_path)), "model.path")
     assert [name for name in before if after[name] != before[name]] == ["model.safetensors"]
 
 
@@ -116,10 +116,10 @@ def test_a_folder_that_is_no_model_is_refused_in_one_line(held: str | None, tmp_
     if held:
         (folder / held).parent.mkdir(parents=True)
         (folder / held).write_text("{}")
-    expected = "is no model: it holds no config.json" if held else "no such model folder"
+    expected = "is no model: it holds no config.json; give a folder" if held else "is no folder; give one"
     with pytest.raises(UserError) as refused:
-        model_identity(Place(str(folder)))
-    assert str(refused.value).startswith(f"{folder}: {expected}; give a folder")
+        model_identity(Place(str(folder)), "model.path")
+    assert str(refused.value).startswith(f"model.path: {folder} {expected}")
     assert len(str(refused.value).splitlines()) == 1
 
 
@@ -128,7 +128,7 @@ def test_a_file_in_place_of_a_model_folder_is_refused_and_an_adapter_needs_its_o
 ) -> None:
     """Prevents a traceback for a weights file given as a model, and a model given as an adapter."""
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(UserError, match="no such model folder"):
-        model_identity(Place(str(tmp_path / "config.json")))
+    with pytest.raises(UserError, match="is no folder"):
+        model_identity(Place(str(tmp_path / "config.json")), "model.path")
     with pytest.raises(UserError, match=r"holds no adapter_config\.json"):
-        model_identity(Place(str(tmp_path)), marker="adapter_config.json")
+        model_identity(Place(str(tmp_path)), "adapter.path", marker="adapter_config.json")
