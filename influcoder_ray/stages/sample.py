@@ -125,7 +125,9 @@ def plan(settings: PipelineSettings) -> StagePlan:
             table: sum(manifests[unit.unit_id].rows_quarantined for unit in part)
             for table, part in units.items()
         }
-        chosen = replace(_choose(settings, record, unusable), counters={"left_out": sum(unread.values())})
+        chosen = replace(
+            _choose(settings, record, unusable, int(shared)), counters={"left_out": sum(unread.values())}
+        )
         manifests[closing] = record.commit(closing, chosen, 0.0)
         return manifests
 
@@ -185,11 +187,14 @@ def split_sizes(count: int, validation_share: float, test_share: float) -> tuple
     return count - validation - test, validation, test
 
 
-def _choose(settings: PipelineSettings, record: StageState, unusable: Mapping[str, int]) -> Output:
+def _choose(
+    settings: PipelineSettings, record: StageState, unusable: Mapping[str, int], shared: int
+) -> Output:
     """The sample, out of the candidates of both sides, with where the lines of JSON stand.
 
     Args:
         unusable: rows that went to the quarantine, by the table of candidates.
+        shared: rows of the corpus that are left out of the pool, for they have the content of a query.
 
     Raises:
         UserError: one side has too few examples.
@@ -202,20 +207,22 @@ def _choose(settings: PipelineSettings, record: StageState, unusable: Mapping[st
     ):
         examples = from_table(record.read(candidates, schemas.EXAMPLES))
         chosen = smallest(examples, settings.seed, count)
-        refuse_too_few(setting, len(chosen), unusable[candidates], record.root / "quarantine")
+        also_queries = shared if table == POOL else 0
+        refuse_too_few(setting, len(chosen), unusable[candidates], also_queries, record.root / "quarantine")
         names = splits(chosen, settings.seed, settings.sample.validation_share, settings.sample.test_share)
         tables[table] = to_table(chosen, names)
     return Output(tables, rows_in=0, rows_out=0, rows_per_group=ROWS_PER_GROUP)
 
 
-def refuse_too_few(setting: str, usable: int, unusable: int, quarantine: Place) -> None:
+def refuse_too_few(setting: str, usable: int, unusable: int, shared: int, quarantine: Place) -> None:
     """Refuse a side of which too few different contents are left, and say where the others are.
 
     Raises:
         UserError: naming the setting that holds the data.
     """
     if usable < _SMALLEST:
-        others = f"; {quarantine} says why {unusable:,} rows cannot be used" if unusable else ""
+        others = f"; {shared:,} more have the content of a query" if shared else ""
+        others += f"; {quarantine} says why {unusable:,} rows cannot be used" if unusable else ""
         raise UserError(
             f"{setting}: only {usable} different usable rows, too few to train and test on; "
             f"give at least {_SMALLEST}{others}"

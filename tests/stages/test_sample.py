@@ -67,8 +67,10 @@ def test_another_seed_gives_another_sample() -> None:
 def test_too_few_rows_are_refused_with_the_place_that_says_why_others_are_unusable() -> None:
     """Of a million rows whose ids are fractions none is usable: "give at least 10" would explain nothing."""
     quarantine = Place("/run/quarantine")
-    refuse_too_few("corpus.path", 10, 5, quarantine)
+    refuse_too_few("corpus.path", 10, 5, 0, quarantine)
     with pytest.raises(UserError, match=r"at least 10; /run/quarantine says why 1,200 rows cannot be used$"):
-        refuse_too_few("corpus.path", 0, 1200, quarantine)
+        refuse_too_few("corpus.path", 0, 1200, 0, quarantine)
     with pytest.raises(UserError, match=r"only 9 different usable rows, .*; give at least 10$"):
-        refuse_too_few("corpus.path", 9, 0, quarantine)
+        refuse_too_few("corpus.path", 9, 0, 0, quarantine)
+    with pytest.raises(UserError, match=r"at least 10; 150 more have the content of a query$"):
+        refuse_too_few("corpus.path", 0, 0, 150, quarantine)
