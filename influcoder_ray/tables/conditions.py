@@ -126,6 +126,9 @@ class Condition(Spec):
             return _scalar(value, kind)
 
         def among(values: Sequence[Value]) -> Any:
+            if pa.types.is_floating(kind):
+                # `is_in` takes 0 and -0 for two values; files' statistics take either for the other.
+                return reduce(pc.or_kleene, [pc.equal(column, scalar(value)) for value in values])
             return pc.is_in(column, value_set=pa.array([scalar(value) for value in values], kind))
 
         tests = []
@@ -140,6 +143,16 @@ class Condition(Spec):
             if bound is not None:
                 tests.append(compared(column, scalar(bound)))
         return reduce(pc.and_kleene, tests)
+
+    def told_by_statistics(self, kind: pa.DataType) -> "Condition | None":
+        """The tests that the statistics of a column of a plain type can rule out; None where there is none.
+
+        Statistics pass over NaN, which is none of any values.
+        """
+        if self.none_of is None or not pa.types.is_floating(kind):
+            return self
+        others = self.model_copy(update={"none_of": None})
+        return None if next(others._values(), None) is None else others
 
     def _values(self) -> Iterator[Value]:
         for name in type(self).model_fields:
@@ -186,15 +199,17 @@ def groups_that_may_match(where: Where, stream: Any) -> tuple[int, ...]:
     """The row groups of an open Parquet file whose statistics do not rule out that all conditions hold."""
     fragment = ds.ParquetFileFormat().make_fragment(pa.PythonFile(stream, mode="r"))
     schema = fragment.physical_schema
-    tests = []
+    tests = [pc.scalar(True)]
     for name, condition in where:
         path = _path(schema, name)
         own = type_at(schema, path)
         kind = plain(own)
         if pa.types.is_null(kind):
             return ()
-        column = pc.field(*path) if kind == own else pc.field(*path).cast(kind)
-        tests.append(condition.test(column, kind))
+        told = condition.told_by_statistics(kind)
+        if told is not None:
+            column = pc.field(*path) if kind == own else pc.field(*path).cast(kind)
+            tests.append(told.test(column, kind))
     found = fragment.subset(filter=reduce(pc.and_kleene, tests), schema=schema)
     return tuple(group.id for group in found.row_groups)
 

@@ -1,6 +1,8 @@
 """The breakdown of a run's influence over the parts of its corpus, against sums over whole tables."""
 
 import json
+import time
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -202,3 +204,48 @@ def test_a_run_that_is_not_attributed_says_so(tmp_path: Path, capsys: pytest.Cap
     status = cli.exit_status_of(lambda: cli.app(["breakdown", settings.output], standalone_mode=False))
     assert status == 2
     assert "attribute" in capsys.readouterr().err
+
+
+def test_the_top_is_no_row_more_than_its_share(tmp_path: Path) -> None:
+    """Prevents a share that floating point makes a little larger from counting a row too many."""
+    settings, group, _ = attributed(tmp_path, "parquet")
+    share = 31 / 60
+    assert share * group.num_rows > 31
+    assert sum(row["top_rows"] for row in breakdown(settings, None, share).to_pylist()) == 31
+
+
+def test_numbers_of_fixed_point_are_parts(tmp_path: Path) -> None:
+    """Prevents a column of decimals, which conditions take for numbers, from being refused as none."""
+    settings, _, _ = attributed(tmp_path, "parquet")
+    for name in "ab":
+        table = pq.read_table(tmp_path / f"{name}.parquet")
+        grades = pa.array([Decimal("1.50"), Decimal("2.25")] * 15, pa.decimal128(5, 2))
+        pq.write_table(table.append_column("grade", grades), tmp_path / f"{name}.parquet")
+    sampled = sample.state(settings.root)
+    files = settings.corpus.files("corpus")
+    sampled.begin(Fingerprint({"stage": "sample", "corpus": sample.data_fields(settings.corpus, files)}))
+    sampled.finish({}, {})
+    found = {row["value"]: row["rows"] for row in breakdown(settings, "grade", top=0.1).to_pylist()}
+    assert found == {"1.50": 30, "2.25": 30}
+
+
+def test_as_many_values_as_rows_are_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prevents a column of ids from being compared row by row, for minutes, before it is refused."""
+    rows = 1 << 17
+    sources = [f"a.parquet:{row}" for row in range(rows)]
+    group = pa.table(
+        {
+            "example_id": sources,
+            "source": sources,
+            "score": np.linspace(-1, 1, rows, dtype=np.float32),
+            "familiarity": np.full(rows, 50, np.float32),
+        },
+        schema=schemas.GROUP_INFLUENCE,
+    )
+    settings, _, _ = attributed(tmp_path, "parquet")
+    monkeypatch.setattr("influcoder_ray.tables.state.StageState.read_each", lambda *_: iter([group]))
+    monkeypatch.setattr("influcoder_ray.explain.breakdown._Column.of", lambda _, places: places)
+    started = time.process_time()
+    with pytest.raises(UserError, match="more than 10,000 values"):
+        breakdown(settings, "text")
+    assert time.process_time() - started < 3
