@@ -23,7 +23,8 @@ class LossRow:
 
     Figures are formatted, in nats; what was not measured is a dash. `interval` is the difference's over
     seeds, at 95%. `better` says whether the difference is where influence wants it: lower where its
-    examples were selected, higher where they were taken out; None for what is compared with nothing.
+    examples were selected, higher where they were taken out; None for what is compared with nothing, or is
+    no different.
     """
 
     trained_on: str
@@ -125,7 +126,7 @@ def _row(name: str, arm: Mapping[str, Any], kind: str | None) -> LossRow:
         difference=decimal(difference, 4),
         interval=_interval(against.get("interval_over_seeds")),
         seeds=_seeds_in_words(against, kind) if against else MISSING,
-        better=None if difference is None else (difference < 0) == (kind == "select"),
+        better=None if not difference else (difference < 0) == (kind == "select"),
     )
 
 
