@@ -18,6 +18,7 @@ from influcoder_ray.commands.reporting import report
 from influcoder_ray.commands.running import attribute, run, stage_command
 from influcoder_ray.commands.trying import demo, doctor
 from influcoder_ray.errors import RunFailed, Stopped, UserError
+from influcoder_ray.report.texts import printable
 
 app = typer.Typer(
     help="Which training data made a language model behave as it does.",
@@ -59,7 +60,7 @@ def exit_status_of(command: Callable[[], object]) -> int:
     try:
         command()
     except (UserError, RunFailed) as error:
-        print(f"influcoder-ray: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"influcoder-ray: {' '.join(printable(str(error)).split())}", file=sys.stderr)
         return error.exit_status
     except Stopped as stopped:
         print(

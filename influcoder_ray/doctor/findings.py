@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
+from influcoder_ray.report.texts import printable
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -28,5 +30,5 @@ def show(findings: Iterable[Finding], console: Console) -> bool:
 
 
 def say(line: str, console: Console) -> None:
-    """Print a line as it is, whatever its length."""
-    console.print(line, highlight=False, markup=False, soft_wrap=True)
+    """Print a line whatever its length; what a terminal would obey is left out, for ids are a corpus's."""
+    console.print(printable(line), highlight=False, markup=False, soft_wrap=True)

@@ -59,13 +59,13 @@ def _devices() -> list[Finding]:
 
 
 def _files() -> list[Finding]:
-    with tempfile.TemporaryDirectory() as folder:
-        place = Place(folder) / "probe"
-        try:
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            place = Place(folder) / "probe"
             place.write_whole(b"whole")
             sound = place.read_bytes() == b"whole"
-        except OSError as error:
-            return [Finding("files", f"cannot write to {folder}: {error}", "make room, or set TMPDIR")]
+    except (OSError, RunFailed) as error:
+        return [Finding("files", f"cannot be written: {error}", "make room, or set TMPDIR")]
     return [
         Finding(
             "files", f"written and read back in {Path(folder).parent}", None if sound else "check the disk"

@@ -14,7 +14,7 @@ from influcoder_ray.errors import UserError
 from influcoder_ray.explain.attributor import Attributor
 from influcoder_ray.explain.question import Question
 from influcoder_ray.explain.show import Explanation, show
-from influcoder_ray.explain.written import refuse_folder, write_json
+from influcoder_ray.json_file import refuse_folder, write_json
 
 _WIDTH = 120
 

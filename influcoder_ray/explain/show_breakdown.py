@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from influcoder_ray.explain.breakdown import breakdown
-from influcoder_ray.explain.written import refuse_folder, write_json
+from influcoder_ray.json_file import refuse_folder, write_json
 from influcoder_ray.pipeline import settings_of_run
 from influcoder_ray.report.texts import middle_cut
 

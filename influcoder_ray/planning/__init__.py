@@ -1,6 +1,5 @@
 """Plan: what a run would take, told by metadata and a few rows, before it is paid for."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from transformers.utils import logging
 
 from influcoder_ray.config import PipelineSettings
 from influcoder_ray.errors import UserError
+from influcoder_ray.json_file import refuse_folder, write_json
 from influcoder_ray.pipeline import wanted_stages
 from influcoder_ray.planning.arithmetic import estimate
 from influcoder_ray.planning.calibration import calibrate, calibrate_cpu
@@ -64,8 +64,7 @@ def plan(
     Raises:
         UserError: settings, data, models or options cannot be used.
     """
-    if file is not None and not file.parent.is_dir():
-        raise UserError(f"--json: {file} lies in no folder that is there; give one")
+    refuse_folder(file)
     # Loading shows bars of its own.
     logging.disable_progress_bar()
     check(settings, source)
@@ -85,10 +84,7 @@ def plan(
     show(estimated, workers, rests_on, console)
     figures = as_json(estimated, workers, rests_on)
     if file is not None:
-        try:
-            file.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"--json: {file} cannot be written ({error.strerror}); give another") from error
+        write_json(file, figures)
     return figures
 
 

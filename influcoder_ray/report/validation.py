@@ -23,7 +23,8 @@ class LossRow:
 
     Figures are formatted, in nats; what was not measured is a dash. `interval` is the difference's over
     seeds, at 95%. `better` says whether the difference is where influence wants it: lower where its
-    examples were selected, higher where they were taken out; None for what is compared with nothing.
+    examples were selected, higher where they were taken out; None for what is compared with nothing, or is
+    no different.
     """
 
     trained_on: str

@@ -9,7 +9,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from influcoder_ray.config import ResourceSpec, WorkersSpec
-from influcoder_ray.errors import UserError
+from influcoder_ray.errors import RunFailed, UserError
 from influcoder_ray.stopping import listen
 
 _OBJECT_STORE_BYTES = 256 << 20
@@ -120,6 +120,20 @@ def beside_the_driver(kind: type, *arguments: Any) -> Any:
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return ray.remote(kind).options(num_cpus=0, scheduling_strategy=here).remote(*arguments)
+
+
+def result_of(task: Any) -> Any:
+    """What a task comes to; what it says of a fault comes as it was said, without the worker's stack.
+
+    Raises:
+        UserError, RunFailed: as the task.
+    """
+    try:
+        return ray.get(task)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, UserError | RunFailed):
+            raise error.cause from None
+        raise
 
 
 def resources() -> dict[str, float]:

@@ -43,7 +43,7 @@ def plan(settings: PipelineSettings) -> StagePlan:
     def run(display: Display) -> Mapping[str, Manifest]:
         import ray
 
-        from influcoder_ray.stages.cluster import reserve
+        from influcoder_ray.stages.cluster import reserve, result_of
         from influcoder_ray.stages.work.evaluation import evaluate
 
         for seed in distill.seeds(settings)[1:]:
@@ -55,7 +55,7 @@ def plan(settings: PipelineSettings) -> StagePlan:
         task = ray.remote(evaluate).options(num_cpus=reservation.cpus, num_gpus=reservation.gpus)
         started = time.monotonic()
         with display.stage("evaluate", None, "parts") as board:
-            evaluation, pairs = ray.get(task.remote(settings, reservation.threads, board))
+            evaluation, pairs = result_of(task.remote(settings, reservation.threads, board))
         seconds = time.monotonic() - started
         text = json.dumps(evaluation, indent=2).encode()
         return {

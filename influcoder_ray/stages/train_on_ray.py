@@ -16,7 +16,7 @@ from influcoder_ray.encoder.specs import HISTORY
 from influcoder_ray.errors import RunFailed
 from influcoder_ray.stages import casualties
 from influcoder_ray.stages.casualties import Record
-from influcoder_ray.stages.cluster import Reservation, reserve
+from influcoder_ray.stages.cluster import Reservation, reserve, result_of
 from influcoder_ray.stages.display import Display
 from influcoder_ray.stages.work.familiarity import familiarity_file
 from influcoder_ray.stages.work.training import BEST, train_loop, training_worker
@@ -125,7 +125,7 @@ def measure_familiarity(settings: PipelineSettings, encoder: Place) -> bytes:
     """The file beside a trained encoder that familiarity is read off; one worker makes it."""
     reservation = reserve(settings.workers.distill)
     task = ray.remote(familiarity_file).options(num_cpus=reservation.cpus, num_gpus=reservation.gpus)
-    return bytes(ray.get(task.remote(settings, encoder.uri, reservation.threads)))
+    return bytes(result_of(task.remote(settings, encoder.uri, reservation.threads)))
 
 
 def _scaling(reservation: Reservation) -> ScalingConfig:

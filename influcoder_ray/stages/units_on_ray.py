@@ -14,9 +14,9 @@ import ray
 import ray.data
 
 from influcoder_ray.config import PipelineSettings
-from influcoder_ray.errors import RunFailed, UserError
+from influcoder_ray.errors import RunFailed
 from influcoder_ray.stages import casualties
-from influcoder_ray.stages.cluster import Reservation
+from influcoder_ray.stages.cluster import Reservation, result_of
 from influcoder_ray.stages.display import Display
 from influcoder_ray.stages.unit_actor import UnitActor, UnitWork
 from influcoder_ray.tables.fingerprint import Fingerprint
@@ -85,6 +85,7 @@ def one_unit(
 
     Raises:
         UserError: the work found that something cannot be had.
+        RunFailed: it could not go on.
     """
     held = record.manifests().get(unit_id)
     if held is not None:
@@ -92,13 +93,7 @@ def one_unit(
     task = ray.remote(work).options(
         num_cpus=reservation.cpus, num_gpus=reservation.gpus, max_retries=_MACHINES_LOST
     )
-    try:
-        manifest: Manifest = ray.get(task.remote(settings, record, unit_id, reservation.threads, **arguments))
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, UserError):
-            # As one line, without the worker's traceback.
-            raise error.cause from None
-        raise
+    manifest: Manifest = result_of(task.remote(settings, record, unit_id, reservation.threads, **arguments))
     return manifest
 
 

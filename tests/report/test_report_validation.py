@@ -132,3 +132,11 @@ def test_what_was_not_asked_for_is_left_out() -> None:
     empty = validation_section({})
     assert (empty.losses, empty.scores, empty.shown, empty.not_shown) == ((), (), (), ())
     assert RANDOM in validation["select"]
+
+
+@pytest.mark.parametrize("kind", ["select", "remove"])
+def test_no_difference_is_neither_better_nor_worse(kind: str) -> None:
+    """Prevents a loss that is that of random examples from being called better than theirs."""
+    arm = {"loss": {"mean": 1.0}, "against_random": {"mean": 0.0}}
+    (row,) = validation_section({kind: {"encoder": arm}}).losses
+    assert row.better is None

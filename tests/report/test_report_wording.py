@@ -53,3 +53,9 @@ def test_a_percentile_is_never_rounded_up(value: float) -> None:
 def test_a_duration_is_told_in_the_units_that_matter(seconds: float, expected: str) -> None:
     """Prevents "60 s" beside "1 min" and hours told in seconds."""
     assert duration(seconds) == expected
+
+
+def test_the_second_of_a_web_scale_corpus_is_not_above_all() -> None:
+    """Prevents a row of which another is better from reading as above 100 per cent of the corpus."""
+    assert percentile(100 * (1 - 1 / 20_000_000)) == "99.99"
+    assert percentile(100.0) == "100"

@@ -1,6 +1,7 @@
 """What a command writes as JSON, where its user wants it."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ def refuse_folder(file: Path | None) -> None:
         raise UserError(f"--json: {file} lies in no folder that is there; give one")
 
 
-def write_json(file: Path, value: dict[str, Any]) -> None:
+def write_json(file: Path, value: Mapping[str, Any]) -> None:
     """Write plain values.
 
     Raises:
