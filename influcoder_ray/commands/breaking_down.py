@@ -1,17 +1,14 @@
 """The command `influcoder-ray breakdown`: its options, and nothing that takes time to import."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from influcoder_ray.commands.options import console
+from influcoder_ray.commands.options import JsonFile, Output, RunOverrides, console
 
 
 def breakdown(
-    output: Annotated[
-        str, typer.Argument(metavar="OUTPUT", help="Output folder of a finished run, local or s3://.")
-    ],
+    output: Output,
     by: Annotated[
         str | None,
         typer.Option(
@@ -23,16 +20,12 @@ def breakdown(
     top: Annotated[
         float, typer.Option(metavar="PERCENT", help="Per cent of the corpus that counts as the top.")
     ] = 1.0,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Also write it here.", show_default=False)
-    ] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="A setting over the run's, as key.inner=value.")
-    ] = None,
+    json_file: JsonFile = None,
+    overrides: RunOverrides = None,
 ) -> None:
     """Say from which parts of the corpus, such as sources or languages, the influence on all queries comes.
 
-    Of a finished run's scores, which are read once, and the column. Starts no Ray.
+    Of a finished run's scores and the column, which are read through. Starts no Ray.
 
     Example: influcoder-ray breakdown ./run --by meta.source
     """

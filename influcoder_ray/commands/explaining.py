@@ -5,11 +5,11 @@ from typing import Annotated
 
 import typer
 
+from influcoder_ray.commands.options import JsonFile, Output, RunOverrides
+
 
 def explain(
-    output: Annotated[
-        str, typer.Argument(metavar="OUTPUT", help="Output folder of a finished run, local or s3://.")
-    ],
+    output: Output,
     query: Annotated[str | None, typer.Option(help="The prompt.", show_default=False)] = None,
     response: Annotated[
         str | None, typer.Option(help="What to explain; else the model's own answer.", show_default=False)
@@ -34,12 +34,8 @@ def explain(
         Path | None,
         typer.Option(metavar="FOLDER", help="Search this index of the run's embeddings.", show_default=False),
     ] = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Also write it here.", show_default=False)
-    ] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="A setting over the run's, as key.inner=value.")
-    ] = None,
+    json_file: JsonFile = None,
+    overrides: RunOverrides = None,
 ) -> None:
     """Say which examples of a finished run's corpus push the model most, and least, towards an answer.
 

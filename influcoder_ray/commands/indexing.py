@@ -5,11 +5,11 @@ from typing import Annotated
 
 import typer
 
+from influcoder_ray.commands.options import Output
+
 
 def index(
-    output: Annotated[
-        str, typer.Argument(metavar="OUTPUT", help="Output folder of a finished run, local or s3://.")
-    ],
+    output: Output,
     folder: Annotated[
         Path | None,
         typer.Option(help="Where to put it, on this machine; OUTPUT/index.", show_default=False),

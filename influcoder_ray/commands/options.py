@@ -1,6 +1,7 @@
 """Options that several commands have, and what is done with them."""
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -9,6 +10,15 @@ from rich.console import Console
 Config = Annotated[str, typer.Option("--config", help="Settings file (YAML).", show_default=False)]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="A setting over the file's, as key.inner=value; repeatable.")
+]
+Output = Annotated[
+    str, typer.Argument(metavar="OUTPUT", help="Output folder of a finished run, local or s3://.")
+]
+RunOverrides = Annotated[
+    list[str] | None, typer.Option("--set", help="A setting over the run's, as key.inner=value.")
+]
+JsonFile = Annotated[
+    Path | None, typer.Option("--json", metavar="FILE", help="Also write it here.", show_default=False)
 ]
 Seeds = Annotated[
     int | None,

@@ -35,7 +35,8 @@ _MOST_VALUES = 10_000
 def breakdown(settings: PipelineSettings, by: str | None = None, top: float = 0.01) -> pa.Table:
     """How much of a finished run's influence on all of its queries each part of the corpus has.
 
-    One read of the scores, and of the column; what is held are the parts and one unit's rows.
+    The scores are read twice, for which of them are the top and for whose they are, and the column once; what
+    is held are the parts and one unit's rows.
 
     Args:
         by: a column of the corpus, or a field within one (`meta.source`), whose values are the parts; the
@@ -148,9 +149,7 @@ class _Column:
         return pa.array(found, pa.string())
 
     def _values(self, file: DataFile, rows: Sequence[int]) -> list[str]:
-        names = column_names(self._by)
-        if file.is_parquet:
-            names = [name for name in names if name in file.columns]
+        names = path_in(_schema(file), self._by)[:1] if file.is_parquet else column_names(self._by)
         cells = rows_at(file, names, sorted(rows)).at(rows)
         return [
             _spoken(
@@ -170,7 +169,7 @@ def _check(file: DataFile, by: str) -> None:
         if file.columns and not set(column_names(by)) & set(file.columns):
             raise UserError(f"--by: {file.place} has no column {by!r}; it has {', '.join(file.columns)}")
         return
-    schema = pa.schema(list(zip(file.columns, file.types, strict=True)))
+    schema = _schema(file)
     path = path_in(schema, by)
     if not path:
         raise UserError(f"--by: {file.place} has no column {by!r}; it has {says_fields(schema)}")
@@ -180,6 +179,11 @@ def _check(file: DataFile, by: str) -> None:
             f"--by: {by!r} of {file.place} is {kind}; name a column, or a field within one, of words or "
             "numbers"
         )
+
+
+def _schema(file: DataFile) -> pa.Schema:
+    """The columns of a Parquet file."""
+    return pa.schema(list(zip(file.columns, file.types, strict=True)))
 
 
 def _counted(
