@@ -34,7 +34,8 @@ class ColumnSpec(Spec):
     )
     messages: str | None = Field(
         default=None,
-        description="Column with a list of {role, content}; the last assistant message is the response.",
+        description="Column with a list of {role, content}, or of {from, value} as ShareGPT has it; the last "
+        "assistant message is the response.",
     )
 
     @model_validator(mode="after")
@@ -68,6 +69,10 @@ class ColumnSpec(Spec):
         """Every column that is read, once each."""
         named = [self.id, self.text, *self.prompts, self.response, self.messages]
         return list(dict.fromkeys(name for name in named if name))
+
+
+# What ShareGPT, and the many sets that are written like it, call those who speak.
+_SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
 
 
 @dataclass(frozen=True)
@@ -128,13 +133,11 @@ def _from_messages(value: Any, example_id: str, source: str) -> Example:
         raise _Refused(f"messages is a {type(value).__name__}, not a list")
     turns = []
     for message in value:
-        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
-            raise _Refused("a message lacks role or content")
-        role = _filled(message["role"], "role")
+        role, content = _role_and_content(message)
         # Public chat sets are full of empty system messages: they say nothing, and are no fault.
-        if role == "system" and message["content"] in (None, "", b""):
+        if role == "system" and content in (None, "", b""):
             continue
-        turns.append(Turn(role, _filled(message["content"], "content")))
+        turns.append(Turn(role, _filled(content, "content")))
     answers = [i for i, turn in enumerate(turns) if turn.role == "assistant"]
     if not answers or answers[-1] == 0:
         raise _Refused("messages hold no assistant answer to a prompt")
@@ -143,6 +146,16 @@ def _from_messages(value: Any, example_id: str, source: str) -> Example:
         return Example(example_id, before[0].content, answer.content, source)
     prompt = "\n\n".join(f"{turn.role}: {turn.content}" for turn in before)
     return Example(example_id, prompt, answer.content, source, before)
+
+
+def _role_and_content(message: Any) -> tuple[str, Any]:
+    """Who speaks, by the names of chat templates, and what is said, as it stands."""
+    if isinstance(message, dict) and {"role", "content"} <= message.keys():
+        return _filled(message["role"], "role"), message["content"]
+    if isinstance(message, dict) and {"from", "value"} <= message.keys():
+        speaker = _filled(message["from"], "from")
+        return _SHAREGPT_ROLES.get(speaker, speaker), message["value"]
+    raise _Refused("a message lacks role and content, or from and value")
 
 
 def _identifier(value: Any) -> str:

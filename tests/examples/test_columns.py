@@ -233,6 +233,22 @@ def test_a_system_message_and_several_turns_are_kept_before_the_last_answer() ->
     assert example.prompt == "system: Be brief.\n\nuser: Hi\n\nassistant: Hello\n\nuser: And now?"
 
 
+def test_chats_as_sharegpt_writes_them_are_the_same_examples() -> None:
+    """Prevents the many instruction sets of `from` and `value` from being set aside whole, or their speakers
+    from reaching the chat template under names that it does not know."""
+
+    def said(speaker: str, value: Any) -> dict[str, Any]:
+        return {"from": speaker, "value": value, "weight": None}
+
+    short = [said("human", "Hi"), said("gpt", "Hello")]
+    assert _one(CHAT, m=short) == _one(CHAT, m=[USER, ANSWER])
+    longer = [said("system", ""), *short, said("tool", "12"), said("gpt", "Twelve")]
+    assert _one(CHAT, m=longer) == _one(
+        CHAT, m=[USER, ANSWER, _message("tool", "12"), _message("assistant", "Twelve")]
+    )
+    assert _one(CHAT, m=[said("human", "Hi"), said("gpt", None)]) == "content is null"
+
+
 def test_a_trailing_user_turn_is_not_part_of_the_example() -> None:
     """Prevents an unanswered question from standing in the prompt of the answer before it."""
     assert _one(CHAT, m=[USER, ANSWER, _message("user", "And?")]) == _one(CHAT, m=[USER, ANSWER])
@@ -249,8 +265,8 @@ def test_a_trailing_user_turn_is_not_part_of_the_example() -> None:
         ([USER], "messages hold no assistant answer to a prompt"),
         ([ANSWER], "messages hold no assistant answer to a prompt"),
         ([ANSWER, USER], "messages hold no assistant answer to a prompt"),
-        ([USER, None], "a message lacks role or content"),
-        ([USER, {"role": "assistant"}], "a message lacks role or content"),
+        ([USER, None], "a message lacks role and content, or from and value"),
+        ([USER, {"role": "assistant"}], "a message lacks role and content, or from and value"),
         ([USER, _message("assistant", None)], "content is null"),
         ([USER, _message("assistant", " ")], "content is white space only"),
         ([USER, _message("assistant", [{"type": "text"}])], "content is a list, not text"),
