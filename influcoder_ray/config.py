@@ -17,6 +17,7 @@ from influcoder_ray.examples.data import DataSpec
 from influcoder_ray.gradients.specs import AdapterSpec, ModelSpec, SketchSpec
 from influcoder_ray.retraining.specs import ValidateSpec
 from influcoder_ray.spec import Spec
+from influcoder_ray.tables.hub import is_hub
 from influcoder_ray.tables.place import Place
 from influcoder_ray.tables.s3 import holds_credentials
 
@@ -309,11 +310,13 @@ class PipelineSettings(Spec):
         return self
 
     @model_validator(mode="after")
-    def _no_credentials(self) -> "PipelineSettings":
+    def _usable_addresses(self) -> "PipelineSettings":
         for setting, address in self.addresses.items():
             if holds_credentials(address):
                 # The address is not quoted: it would put the secret into a log.
                 raise ValueError(f"{setting}: the address holds credentials; leave them to the environment")
+        if is_hub(self.output):
+            raise ValueError("output: the hub is read, not written; give a folder or s3://bucket/prefix")
         return self
 
     @property

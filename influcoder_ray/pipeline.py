@@ -13,7 +13,7 @@ from influcoder_ray.config import PipelineSettings, settings_from
 from influcoder_ray.errors import UserError
 from influcoder_ray.stopping import stoppable
 from influcoder_ray.tables.place import Place
-from influcoder_ray.tables.s3 import refuse_unreachable
+from influcoder_ray.tables.stores import refuse_unreachable
 
 if TYPE_CHECKING:
     from influcoder_ray.stages.display import Display

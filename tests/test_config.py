@@ -154,6 +154,7 @@ def test_every_setting_says_what_it_is() -> None:
     ("override", "named"),
     [
         ("output=s3://AKIAEXAMPLE:hidden@bucket/run", "output: the address holds credentials; "),
+        ("output=hf://datasets/me/run", "output: the hub is read, not written; give a folder or s3://"),
         ("corpus.path=s3://AKIAEXAMPLE:hid/den@bucket/x", r"corpus\.path: the address holds credentials; "),
         ("model.path=https://AKIAEXAMPLE:hidden@host/x", r"model\.path: the address holds credentials; "),
         ("corpus=s3://AKIAEXAMPLE:hidden@bucket/x", "corpus: .*, not 'an address with credentials in it'"),

@@ -13,7 +13,7 @@ from influcoder_ray.doctor.rows import BUILT_IN, first_examples
 from influcoder_ray.errors import UserError
 from influcoder_ray.gradients.specs import AdapterSpec, ModelSpec, SketchSpec
 from influcoder_ray.tables.datafiles import find_data_files
-from influcoder_ray.tables.s3 import refuse_unreachable
+from influcoder_ray.tables.stores import refuse_unreachable
 
 __all__ = ["examine", "examine_model"]
 

@@ -15,7 +15,7 @@ from influcoder_ray.doctor.findings import Finding
 from influcoder_ray.errors import RunFailed, UserError
 from influcoder_ray.pipeline import wanted_stages
 from influcoder_ray.tables.place import Place
-from influcoder_ray.tables.s3 import refuse_unreachable
+from influcoder_ray.tables.stores import refuse_unreachable
 
 _PACKAGES = ("ray", "torch", "transformers", "peft", "pyarrow", "numpy", "s3fs")
 

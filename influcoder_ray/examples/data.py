@@ -14,7 +14,9 @@ from influcoder_ray.tables.datafiles import DataFile, find_data_files
 class DataSpec(Spec):
     """Data files, what their columns hold, and which of their rows count."""
 
-    path: str = Field(description="A file, a folder or a glob of Parquet or JSON Lines, local or s3://.")
+    path: str = Field(
+        description="A file, a folder or a glob of Parquet or JSON Lines; local, s3:// or hf://."
+    )
     columns: ColumnSpec = Field(description="Which columns hold what.")
     where: Mapping[str, Condition] = Field(
         default={},

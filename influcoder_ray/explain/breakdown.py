@@ -23,8 +23,8 @@ from influcoder_ray.tables import schemas
 from influcoder_ray.tables.datafiles import DataFile
 from influcoder_ray.tables.fields import column_names, path_in, says_fields, type_at, value_at
 from influcoder_ray.tables.lookup import rows_at
-from influcoder_ray.tables.s3 import refuse_unreachable
 from influcoder_ray.tables.state import StageState
+from influcoder_ray.tables.stores import refuse_unreachable
 
 # What rows are called that have nothing in the column.
 NOTHING = "(nothing)"

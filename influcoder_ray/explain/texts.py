@@ -6,7 +6,7 @@ from influcoder_ray.config import PipelineSettings
 from influcoder_ray.errors import UserError
 from influcoder_ray.examples import Example
 from influcoder_ray.stages.texts import corpus_examples
-from influcoder_ray.tables.s3 import refuse_unreachable
+from influcoder_ray.tables.stores import refuse_unreachable
 
 
 def examples_at(settings: PipelineSettings, places: Sequence[tuple[str, str]]) -> list[Example]:

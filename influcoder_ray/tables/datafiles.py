@@ -111,10 +111,14 @@ def find_data_files(
             f"JSON Lines ({', '.join(json_lines.SUFFIXES)})"
         )
     known = [(found, name) for found, name in known if only is None or name in only]
+
+    def inspect(item: tuple[Place, str, str]) -> DataFile:
+        return _inspect(*item, setting=setting, where=where, identify=identify)
+
+    # The hub's hashes are those of the listing that was made above, in this thread.
+    listed = [(found, name, found.content_id() if identify else "") for found, name in known]
     with ThreadPoolExecutor(_THREADS) as threads:
-        return list(
-            threads.map(lambda item: _inspect(*item, setting=setting, where=where, identify=identify), known)
-        )
+        return list(threads.map(inspect, listed))
 
 
 def require_columns(files: Sequence[DataFile], columns: Sequence[str], *, setting: str) -> None:
@@ -150,10 +154,13 @@ def require_types(files: Sequence[DataFile], columns: Sequence[tuple[str, Kind]]
                 )
 
 
-def _inspect(place: Place, relative: str, *, setting: str, where: Where, identify: bool) -> DataFile:
+def _inspect(
+    place: Place, relative: str, identity: str, *, setting: str, where: Where, identify: bool
+) -> DataFile:
     may_match = None
     try:
-        identity = file_identity(place) if identify else ""
+        if identify and not identity:
+            identity = file_identity(place)
         if not relative.endswith(PARQUET):
             columns: tuple[str, ...] = ()
             if identify:

@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from influcoder_ray.tables import hub
+
 T = TypeVar("T")
 
 PATIENCE_SECONDS = 120.0
@@ -63,6 +65,9 @@ def patiently(
 
 def is_passing(error: BaseException) -> bool:
     """Whether a failure may be gone at the next attempt: a busy store, a time-out, a broken connection."""
+    of_hub = hub.fault_passes(error, _PASSING_STATUSES)
+    if of_hub is not None:
+        return of_hub
     answer = answer_of(error)
     if answer is not None:
         code, status = answer

@@ -16,6 +16,7 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.spec import AbstractBufferedFile
 
 from influcoder_ray.errors import NoRoom, UserError
+from influcoder_ray.tables.hub import content_id, is_hub
 from influcoder_ray.tables.patience import Unfinished, patiently
 from influcoder_ray.tables.s3 import holds_credentials, is_s3, s3_options
 
@@ -26,7 +27,7 @@ T = TypeVar("T")
 _AHEAD_BYTES = 8 << 20
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 # What a listing tells of a file by which another content shows: a checksum where there is one, else a time.
-_VERSIONS = ("ETag", "LastModified", "mtime", "created")
+_VERSIONS = ("ETag", "blob_id", "LastModified", "mtime", "created")
 # What a file is called while it is being written.
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}")
 
@@ -100,6 +101,13 @@ class Place:
 
     def size_bytes(self) -> int:
         return self._asked(lambda: int(self.filesystem.size(self.path)))
+
+    def content_id(self) -> str:
+        """What the store says of the file's content as it was last listed; empty where it does not.
+
+        Equal for equal contents, so that nothing has to be read to tell one from another.
+        """
+        return self._asked(lambda: content_id(self.filesystem, self.path)) if is_hub(self.uri) else ""
 
     def open(self) -> BinaryIO:
         """Open the file for reading bytes, seekable."""
@@ -229,7 +237,10 @@ class Place:
         """The filesystem with its cached listings dropped: other processes write here too."""
         filesystem = self.filesystem
         filesystem.invalidate_cache()
-        return filesystem
+        if is_hub(self.uri):
+            # Each thread has a filesystem, with listings of its own: all are forgotten.
+            type(filesystem).clear_instance_cache()
+        return self.filesystem
 
 
 def _replace(target: Path, data: bytes) -> None:

@@ -1,7 +1,6 @@
 """How S3 is spoken to: time-outs, retries, and what is refused before any work."""
 
 import re
-from collections.abc import Iterable
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -55,24 +54,17 @@ def s3_options(*, attempts: int = 8) -> dict[str, Any]:
     return {"use_listings_cache": False, "config_kwargs": ours | configured}
 
 
-def refuse_unreachable(addresses: Iterable[tuple[str, str]], *, busy_seconds: float = 60.0) -> None:
-    """Refuse S3 addresses that cannot be listed: wrong keys, buckets, endpoints. Reads one name of each.
+def refuse_unreachable(setting: str, uri: str, busy_seconds: float) -> None:
+    """Refuse an S3 address that cannot be listed: wrong keys, bucket, endpoint. Reads one name.
 
     A server that is busy is asked again; one that refuses or does not answer is not waited for.
 
     Args:
-        addresses: settings and the addresses that they hold; those that are not on S3 are left out.
         busy_seconds: how long to ask a server that answers "not now".
 
     Raises:
-        UserError: the first that cannot be used, with its setting.
+        UserError: with the setting, and what would be right.
     """
-    for setting, uri in addresses:
-        if is_s3(uri):
-            _refuse_unreachable(setting, uri, busy_seconds)
-
-
-def _refuse_unreachable(setting: str, uri: str, busy_seconds: float) -> None:
     from botocore.exceptions import BotoCoreError
 
     options = s3_options(attempts=3)

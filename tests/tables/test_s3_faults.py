@@ -26,8 +26,8 @@ from influcoder_ray.tables import patience
 from influcoder_ray.tables.datafiles import find_data_files
 from influcoder_ray.tables.fingerprint import Fingerprint
 from influcoder_ray.tables.place import FileEntry, Place
-from influcoder_ray.tables.s3 import refuse_unreachable
 from influcoder_ray.tables.state import Output, StageState
+from influcoder_ray.tables.stores import refuse_unreachable
 
 KEY, SECRET = "AKIAFAULTYTESTS", "a-secret-for-the-tests-of-faults"
 SCHEMA = pa.schema([pa.field("text", pa.string())])
