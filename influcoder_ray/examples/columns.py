@@ -16,7 +16,8 @@ from influcoder_ray.tables.json_lines import Unreadable
 class ColumnSpec(Spec):
     """The columns of a corpus: raw text, a prompt and a response, or chat messages.
 
-    A mixed corpus names both text and prompt and response; each of its rows fills one of them.
+    A mixed corpus names both text and prompt and response; each of its rows fills one of them. Each name
+    may be that of a field within a column (`metadata.id`).
     """
 
     id: str | None = Field(

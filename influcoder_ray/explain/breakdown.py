@@ -20,8 +20,8 @@ from influcoder_ray.stages import attribute, sample
 from influcoder_ray.stages.aims import as_text
 from influcoder_ray.stages.corpus import corpus_files
 from influcoder_ray.tables import schemas
-from influcoder_ray.tables.datafiles import DataFile
-from influcoder_ray.tables.fields import column_names, path_in, says_fields, type_at, value_at
+from influcoder_ray.tables.datafiles import DataFile, require_columns
+from influcoder_ray.tables.fields import path_in, type_at
 from influcoder_ray.tables.lookup import rows_at
 from influcoder_ray.tables.state import StageState
 from influcoder_ray.tables.stores import refuse_unreachable
@@ -149,14 +149,8 @@ class _Column:
         return pa.array(found, pa.string())
 
     def _values(self, file: DataFile, rows: Sequence[int]) -> list[str]:
-        names = path_in(_schema(file), self._by)[:1] if file.is_parquet else column_names(self._by)
-        cells = rows_at(file, names, sorted(rows)).at(rows)
-        return [
-            _spoken(
-                value_at({name: cells[name][i] for name in names if cells[name][i] is not None}, self._by)
-            )
-            for i in range(len(cells))
-        ]
+        cells = rows_at(file, [self._by], sorted(rows)).at(rows)
+        return [_spoken(value) for value in cells[self._by]]
 
 
 def _check(file: DataFile, by: str) -> None:
@@ -165,25 +159,15 @@ def _check(file: DataFile, by: str) -> None:
     Raises:
         UserError: naming the file and what it has.
     """
+    require_columns([file], [by], setting="--by")
     if not file.is_parquet:
-        if file.columns and not set(column_names(by)) & set(file.columns):
-            raise UserError(f"--by: {file.place} has no column {by!r}; it has {', '.join(file.columns)}")
         return
-    schema = _schema(file)
-    path = path_in(schema, by)
-    if not path:
-        raise UserError(f"--by: {file.place} has no column {by!r}; it has {says_fields(schema)}")
-    kind = type_at(schema, path)
+    kind = type_at(file.schema, path_in(file.schema, by))
     if pa.types.is_nested(kind):
         raise UserError(
             f"--by: {by!r} of {file.place} is {kind}; name a column, or a field within one, of words or "
             "numbers"
         )
-
-
-def _schema(file: DataFile) -> pa.Schema:
-    """The columns of a Parquet file."""
-    return pa.schema(list(zip(file.columns, file.types, strict=True)))
 
 
 def _counted(

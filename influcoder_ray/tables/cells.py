@@ -16,8 +16,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from influcoder_ray.tables.conditions import Where, columns_of, matches
+from influcoder_ray.tables.conditions import Where, matches
 from influcoder_ray.tables.datafiles import DataFile
+from influcoder_ray.tables.fields import column_at, columns_with, existing_path, value_at
 from influcoder_ray.tables.json_lines import Unreadable, lines
 from influcoder_ray.tables.rows import lines_of_piece, rows_of_lines, rows_of_parquet
 from influcoder_ray.tables.units import Piece, Unit
@@ -33,7 +34,8 @@ _BUFFER_BYTES = 1 << 16
 class Cells:
     """Rows by their numbers (N,), which rise and may leave others out, and their cells by column, (N,) each.
 
-    Text of a Parquet file is bytes, not yet decoded; a column that a JSON line lacks is None.
+    A column may be a field within another (`meta.id`). Text of a Parquet file is bytes, not yet decoded; a
+    column that a JSON line lacks is None.
     """
 
     rows: Sequence[int]
@@ -121,7 +123,7 @@ def cells_in_parts(
     starts = list(accumulate(file.row_groups or (), initial=0))
     with file.place.open() as stream:
         parquet = pq.ParquetFile(stream, buffer_size=_BUFFER_BYTES, pre_buffer=False)
-        read = list(dict.fromkeys([*columns, *columns_of(file.where, parquet.schema_arrow)]))
+        read = columns_with(parquet.schema_arrow, [*columns, *(name for name, _ in file.where)])
         for group in (group for group in file.groups_to_read if group >= row_group):
             first_row = starts[group]
             for batch in parquet.iter_batches(rows_at_once, row_groups=[group], columns=read):
@@ -146,12 +148,13 @@ def _of_lines(rows: Iterable[tuple[int, dict[str, Any] | Unreadable]], columns: 
     for number, row in rows:
         numbers.append(number)
         for name in columns:
-            cells[name].append(row.get(name) if isinstance(row, dict) else row)
+            cells[name].append(value_at(row, name) if isinstance(row, dict) else row)
     return Cells(numbers, cells)
 
 
 def _values(table: pa.Table, columns: Sequence[str]) -> dict[str, list[Any]]:
-    return {name: _undecoded(table.column(name)).to_pylist() for name in columns}
+    paths = {name: existing_path(table.schema, name) for name in columns}
+    return {name: _undecoded(column_at(table, path)).to_pylist() for name, path in paths.items()}
 
 
 def _undecoded(column: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from influcoder_ray.spec import Spec
-from influcoder_ray.tables.fields import column_at, path_in, type_at, value_at
+from influcoder_ray.tables.fields import column_at, existing_path, type_at, value_at
 from influcoder_ray.tables.json_lines import kind_of
 
 Value = StrictBool | StrictInt | Annotated[StrictFloat, Field(allow_inf_nan=False)] | StrictStr
@@ -170,20 +170,11 @@ def admits(where: Where, row: Mapping[str, Any]) -> bool:
     return all(condition.admits(value_at(row, name)) for name, condition in where)
 
 
-def columns_of(where: Where, schema: pa.Schema) -> list[str]:
-    """The columns that conditions are on, or on a field of, once each.
-
-    Raises:
-        KeyError: there is none.
-    """
-    return list(dict.fromkeys(_path(schema, name)[0] for name, _ in where))
-
-
 def matches(where: Where, table: pa.Table) -> pa.ChunkedArray:
     """For which rows (N,) of a table all conditions hold."""
     found = []
     for name, condition in where:
-        column = column_at(table, _path(table.schema, name))
+        column = column_at(table, existing_path(table.schema, name))
         kind = plain(column.type)
         if pa.types.is_null(kind):
             found.append(pa.chunked_array([pa.nulls(len(column), pa.bool_())]))
@@ -201,7 +192,7 @@ def groups_that_may_match(where: Where, stream: Any) -> tuple[int, ...]:
     schema = fragment.physical_schema
     tests = [pc.scalar(True)]
     for name, condition in where:
-        path = _path(schema, name)
+        path = existing_path(schema, name)
         own = type_at(schema, path)
         kind = plain(own)
         if pa.types.is_null(kind):
@@ -212,13 +203,6 @@ def groups_that_may_match(where: Where, stream: Any) -> tuple[int, ...]:
             tests.append(told.test(column, kind))
     found = fragment.subset(filter=reduce(pc.and_kleene, tests), schema=schema)
     return tuple(group.id for group in found.row_groups)
-
-
-def _path(schema: pa.Schema, name: str) -> tuple[str, ...]:
-    path = path_in(schema, name)
-    if not path:
-        raise KeyError(f"there is no column {name!r}")
-    return path
 
 
 def plain(kind: pa.DataType) -> pa.DataType:

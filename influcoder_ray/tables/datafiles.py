@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from influcoder_ray.errors import UserError
 from influcoder_ray.tables import json_lines
 from influcoder_ray.tables.conditions import Where, groups_that_may_match
-from influcoder_ray.tables.fields import path_in, says_fields, type_at
+from influcoder_ray.tables.fields import may_hold, path_in, says_fields, type_at
 from influcoder_ray.tables.fingerprint import file_identity
 from influcoder_ray.tables.place import Place
 
@@ -59,6 +59,22 @@ class DataFile:
     @property
     def is_parquet(self) -> bool:
         return self.relative.endswith(PARQUET)
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns of a Parquet file."""
+        return pa.schema(list(zip(self.columns, self.types, strict=True)))
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a column, or field within one; of JSON Lines, whether there may be."""
+        if self.is_parquet:
+            return bool(path_in(self.schema, name))
+        return not self.columns or may_hold(self.columns, name)
+
+    @property
+    def says_columns(self) -> str:
+        """The columns for a person."""
+        return says_fields(self.schema) if self.is_parquet else ", ".join(self.columns)
 
     @property
     def groups_to_read(self) -> dict[int, int]:
@@ -130,11 +146,9 @@ def require_columns(files: Sequence[DataFile], columns: Sequence[str], *, settin
         UserError: naming the file, the column and the columns that are there.
     """
     for file in files:
-        missing = [name for name in columns if name not in file.columns]
-        if missing and (file.columns or file.is_parquet):
-            raise UserError(
-                f"{setting}: {file.place} has no column {missing[0]!r}; it has {', '.join(file.columns)}"
-            )
+        missing = next((name for name in columns if not file.has(name)), None)
+        if missing is not None:
+            raise UserError(f"{setting}: {file.place} has no column {missing!r}; it has {file.says_columns}")
 
 
 def require_types(files: Sequence[DataFile], columns: Sequence[tuple[str, Kind]], *, setting: str) -> None:
@@ -144,9 +158,9 @@ def require_types(files: Sequence[DataFile], columns: Sequence[tuple[str, Kind]]
         UserError: naming the file, the column and its type.
     """
     for file in files:
-        types = dict(zip(file.columns, file.types, strict=False))
-        for name, kind in columns:
-            own = types.get(name, pa.null())
+        for name, kind in columns if file.is_parquet else ():
+            path = path_in(file.schema, name)
+            own = type_at(file.schema, path) if path else pa.null()
             value = own.value_type if pa.types.is_dictionary(own) else own
             if not (pa.types.is_null(value) or any(test(value) for test in _TESTS[kind])):
                 raise UserError(

@@ -3,7 +3,7 @@
 A column, or a field, whose own name has a dot in it goes before one within another.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -40,9 +40,30 @@ def path_in(fields: pa.Schema | pa.StructType, name: str) -> tuple[str, ...]:
     return ()
 
 
-def column_names(name: str) -> list[str]:
-    """The columns in which what is meant may lie: that of the name, and those that it may be a field of."""
-    return [name, *(outer for outer, _ in _cuts(name))]
+def may_hold(columns: Collection[str], name: str) -> bool:
+    """Whether what is meant may lie in one of these columns: it is one, or a field within one."""
+    return name in columns or any(outer in columns for outer, _ in _cuts(name))
+
+
+def columns_with(schema: pa.Schema, names: Iterable[str]) -> list[str]:
+    """The columns that are meant, or that have the fields that are meant, once each.
+
+    Raises:
+        KeyError: there is none.
+    """
+    return list(dict.fromkeys(existing_path(schema, name)[0] for name in names))
+
+
+def existing_path(schema: pa.Schema, name: str) -> tuple[str, ...]:
+    """What `path_in` gives.
+
+    Raises:
+        KeyError: there is no such column.
+    """
+    path = path_in(schema, name)
+    if not path:
+        raise KeyError(f"there is no column {name!r}")
+    return path
 
 
 def type_at(schema: pa.Schema, path: tuple[str, ...]) -> pa.DataType:

@@ -13,7 +13,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from influcoder_ray.tables.conditions import Where, admits, columns_of, matches
+from influcoder_ray.tables.conditions import Where, admits, matches
+from influcoder_ray.tables.fields import columns_with
 from influcoder_ray.tables.json_lines import Unreadable, lines, parse
 from influcoder_ray.tables.units import Piece, Unit
 
@@ -29,6 +30,8 @@ def rows_of_parquet(
 ) -> tuple[Numbers, pa.Table]:
     """The rows (N,) of a piece of Parquet, rising, and the named columns of them; all columns if None.
 
+    Of a field within a column the whole column is given.
+
     The columns that conditions are on are read first, and the others of those row groups alone in which a
     row passed. A row group that is not read whole goes by some rows at a time, so that what stands before
     the piece costs time and no memory.
@@ -39,7 +42,7 @@ def rows_of_parquet(
     with piece.place.open() as stream:
         file = _File(stream)
         parts = file.parts(piece, wanted)
-        names = file.schema.names if columns is None else list(dict.fromkeys(columns))
+        names = file.schema.names if columns is None else columns_with(file.schema, columns)
         numbers = np.concatenate([np.empty(0, dtype=np.int64), *(part.numbers for part in parts)])
         return numbers, file.table(parts, names)
 
@@ -133,7 +136,8 @@ class _File:
     def _passing(self, parts: Sequence[_Part], where: Where) -> list[_Part]:
         """The parts with the rows for which the conditions hold."""
         whole = [replace(part, mask=np.ones_like(part.mask)) for part in parts]
-        passed = matches(where, self.table(whole, columns_of(where, self.schema))).to_numpy()
+        columns = columns_with(self.schema, [name for name, _ in where])
+        passed = matches(where, self.table(whole, columns)).to_numpy()
         borders = list(accumulate(len(part.mask) for part in parts))
         return [part.masked(own) for part, own in zip(parts, np.split(passed, borders[:-1]), strict=True)]
 

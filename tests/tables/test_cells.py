@@ -3,7 +3,7 @@
 import bz2
 import gzip
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from influcoder_ray.errors import UserError
 from influcoder_ray.tables import json_lines
-from influcoder_ray.tables.cells import read_cells
-from influcoder_ray.tables.datafiles import find_data_files
+from influcoder_ray.tables.cells import cells_in_parts, read_cells
+from influcoder_ray.tables.conditions import Condition
+from influcoder_ray.tables.datafiles import find_data_files, require_columns, require_types
 from influcoder_ray.tables.json_lines import Unreadable
 from influcoder_ray.tables.place import Place
 from influcoder_ray.tables.units import Unit, plan_units
@@ -208,3 +210,60 @@ def test_blocks_hold_every_line_once_and_are_found_again_by_their_bytes(
         again = list(json_lines.line_blocks(place, block.span, first_row=block.first_row, block_bytes=1))
         assert [line for part in again for line in part.lines] == block.lines
         assert again[0].first_row == block.first_row
+
+
+NESTED: list[dict[str, Any]] = [
+    {"id": 0, "meta": {"url": "a", "said": {"text": "one"}}, "meta.url": None},
+    {"id": 1, "meta": {"url": None, "said": {"text": "two"}}, "meta.url": "own"},
+    {"id": 2, "meta": {"url": "c", "said": None}, "meta.url": None},
+    {"id": 3, "meta": None, "meta.url": None},
+    {"id": 4, "meta": {"url": "e", "said": {"text": "five"}}, "meta.url": None},
+]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+def test_a_field_within_a_column_is_read_like_a_column(kind: str, tmp_path: Path) -> None:
+    """Prevents corpora that keep ids or texts within `metadata` from having to be written anew first, and a
+    null on the way to a field from being anything but null."""
+    path = tmp_path / f"a.{kind}"
+    if kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(NESTED), path, row_group_size=3)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in NESTED))
+    names = ["id", "meta.said.text", "meta.url"]
+    where = (("meta.said.text", Condition(none_of=("two",))),)
+    # A column of the whole name goes before a field.
+    urls = [None, "own", None, None, None]
+
+    def plain(values: Sequence[Any]) -> list[Any]:
+        return [value.decode() if isinstance(value, bytes) else value for value in values]
+
+    (file,) = find_data_files(str(path), setting="corpus.path")
+    require_columns([file], names, setting="corpus.columns")
+    require_types([file], [("meta.said.text", "text")], setting="corpus.columns")
+    (unit,) = plan_units([file], rows_per_unit=9, fingerprint="f")
+    cells = read_cells(unit, names)
+    assert plain(cells["meta.said.text"]) == ["one", "two", None, None, "five"]
+    assert plain(cells["meta.url"]) == urls
+    in_parts = [cells for _, cells in cells_in_parts(file, names, rows_at_once=2)]
+    assert plain([v for part in in_parts for v in part["meta.said.text"]]) == plain(cells["meta.said.text"])
+
+    (some,) = find_data_files(str(path), setting="corpus.path", where=where)
+    (unit,) = plan_units([some], rows_per_unit=9, fingerprint="f")
+    cells = read_cells(unit, names)
+    assert (list(cells.rows), plain(cells["meta.said.text"])) == ([0, 4], ["one", "five"])
+
+
+def test_a_field_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path) -> None:
+    """Prevents a mistyped field from being found out row by row."""
+    pq.write_table(pa.Table.from_pylist(NESTED).drop_columns(["meta.url"]), tmp_path / "a.parquet")
+    files = find_data_files(str(tmp_path), setting="corpus.path")
+    with pytest.raises(UserError, match=r"no column 'meta\.uri'; it has id, meta \(url, said \(text\)\)$"):
+        require_columns(files, ["id", "meta.uri"], setting="corpus.columns")
+    with pytest.raises(UserError, match=r"'meta\.said' of .* is struct<text: string>, not text"):
+        require_types(files, [("meta.said", "text")], setting="corpus.columns")
+    (tmp_path / "a.parquet").unlink()
+    (tmp_path / "b.jsonl").write_text('{"id": 1}\n')
+    files = find_data_files(str(tmp_path), setting="corpus.path")
+    with pytest.raises(UserError, match=r"no column 'meta\.url'; it has id$"):
+        require_columns(files, ["meta.url"], setting="corpus.columns")
