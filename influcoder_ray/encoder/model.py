@@ -26,6 +26,7 @@ from influcoder_ray.examples import Example
 from influcoder_ray.examples.batching import token_batches
 from influcoder_ray.examples.tokenizer import load_tokenizer
 from influcoder_ray.examples.tokens import separator_of, special_frame, text_window, text_windows
+from influcoder_ray.lanes import Map, lanes
 
 Pooling = Literal["mean", "cls"]
 _HEAD_MODULE = "influcoder_ray.encoder.sentence_module.InfluenceHead"
@@ -54,6 +55,7 @@ class Encoder:
         self.head = head
         self.device = next(model.parameters()).device
         self._packs = False
+        self._map: Map = map
 
     @staticmethod
     def load(spec: EncoderSpec, device: torch.device) -> "Encoder":
@@ -328,6 +330,8 @@ class Encoder:
         with ExitStack() as stack:
             if self._may_pack:
                 stack.enter_context(packing(self.model))
+                if not _changes_with_length(self.model):
+                    self._map = stack.enter_context(lanes())
             if self.precision == "float32" and can_pack():
                 stack.enter_context(packed_linears(self.model))
             self._packs = self._may_pack
@@ -335,6 +339,7 @@ class Encoder:
                 yield
             finally:
                 self._packs = False
+                self._map = map
 
     @cached_property
     def _may_pack(self) -> bool:
@@ -359,8 +364,9 @@ class Encoder:
         budget = tokens_per_batch or self.spec.tokens_per_batch or _TOKENS
         batches = token_batches([len(w) for w in windows], budget)
         parts = []
-        for rows in batches:
-            parts.append(one_batch(*self._padded([windows[row] for row in rows])))
+        found = self._map(lambda rows: one_batch(*self._padded([windows[row] for row in rows])), batches)
+        for rows, part in zip(batches, found, strict=True):
+            parts.append(part)
             done(rows)
         order = torch.tensor([row for rows in batches for row in rows], device=self.device)
         return torch.cat(parts)[torch.argsort(order)]
@@ -399,6 +405,12 @@ class Encoder:
             packed = Packed.of(ids, mask, first_position=first_position(self.model))
             outputs = self.model(**packed.arguments, output_hidden_states=all_layers)
         return PackedOutputs(packed, outputs)
+
+
+def _changes_with_length(model: nn.Module) -> bool:
+    """Whether rotary embeddings are made anew, in the module itself, for a text longer than any before."""
+    kinds = [str(getattr(module, "rope_type", "")) for module in model.modules()]
+    return any(changing in kind for kind in kinds for changing in ("dynamic", "longrope"))
 
 
 def _in_parts(rows: int) -> Iterator[slice]:

@@ -15,6 +15,8 @@ from tiny import build_encoder
 from transformers import (
     AutoModel,
     AutoTokenizer,
+    ModernBertConfig,
+    ModernBertModel,
     MPNetConfig,
     MPNetModel,
     RobertaConfig,
@@ -23,7 +25,7 @@ from transformers import (
 )
 
 from influcoder_ray.encoder.features import traits
-from influcoder_ray.encoder.model import Encoder, check_encoder
+from influcoder_ray.encoder.model import Encoder, _changes_with_length, check_encoder
 from influcoder_ray.encoder.packing import why_not_packed
 from influcoder_ray.encoder.specs import EncoderSpec
 from influcoder_ray.errors import UserError
@@ -206,6 +208,42 @@ def test_neighbours_order_and_budget_do_not_touch_a_vector(
     assert sum(done) == len(rows)
     np.testing.assert_allclose(vectors, expected[rows], atol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("keeps_layers", [False, True])
+def test_batches_side_by_side_have_the_bits_of_one_after_the_other(
+    encoder_folder: Path, keeps_layers: bool
+) -> None:
+    """Prevents vectors that depend on how many cores a worker has, or a batch's layers from being another's."""
+    before, many = torch.get_num_threads(), EXAMPLES * 20
+    found = []
+    try:
+        for cores in (1, 2, 5):
+            torch.set_num_threads(cores)
+            encoder = loaded(encoder_folder, tokens_per_batch=40)
+            if keeps_layers:
+                vectors, read, _, _ = encoder.embed_with_traits(many, "pool", lambda traits: traits)
+                found.append(np.hstack([vectors, read]))
+            else:
+                found.append(encoder.embed(many)[0])
+            assert torch.get_num_threads() == cores
+    finally:
+        torch.set_num_threads(before)
+    assert np.array_equal(found[0], found[1])
+    assert np.array_equal(found[0], found[2])
+
+
+def test_a_model_that_changes_with_the_longest_text_has_one_batch_at_a_time() -> None:
+    """Prevents threads from changing each other's rotary embeddings."""
+    plain = ModernBertConfig(
+        **{"vocab_size": 211, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1},
+        num_attention_heads=4,
+        pad_token_id=0,
+    )
+    assert not _changes_with_length(ModernBertModel(plain))
+    module = torch.nn.Module()
+    module.rope_type = {"full_attention": "dynamic", "sliding_attention": "default"}  # type: ignore[assignment]
+    assert _changes_with_length(torch.nn.Sequential(module))
 
 
 def test_dropout_is_off_though_gradients_flow(encoder_folder: Path) -> None:
