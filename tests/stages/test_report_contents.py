@@ -1,8 +1,13 @@
 """The report holds the queries that its settings ask for, and counts those that it has no room for."""
 
+from pathlib import Path
+from statistics import median
+
+import pyarrow.parquet as pq
 import pytest
 
 from influcoder_ray.config import PipelineSettings
+from influcoder_ray.report.render import render_html
 from influcoder_ray.stages.work.page import contents
 
 
@@ -23,3 +28,14 @@ def test_the_table_takes_whole_queries_beside_those_that_are_shown(
     ids = [query.query_id for query in (*found.queries, *found.listed)]
     assert len(set(ids)) == len(ids)
     assert all(it.prompt or it.response for it in found.attributions())
+
+
+def test_the_median_of_best_scores_is_that_of_all_queries(finished: PipelineSettings) -> None:
+    """Prevents a figure of all queries' scores that marks the median of those that the page has room for."""
+    spec = finished.report.model_copy(update={"queries": 1, "table_rows": 0})
+    found = contents(finished.model_copy(update={"report": spec}))
+    assert (len(found.queries), found.unlisted) == (1, 23)
+    rows = pq.read_table(Path(finished.output) / "attributions").to_pylist()
+    best = sorted(row["score"] for row in rows if row["rank"] == 1)
+    assert sorted(found.best_scores) == best
+    assert f"median of the queries' best scores is {median(best):.3f}" in render_html(found)
