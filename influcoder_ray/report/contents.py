@@ -98,7 +98,7 @@ class Unfamiliar:
 
 @dataclass(frozen=True)
 class StageRow:
-    """What one stage did. A rate is None where it was not measured."""
+    """What one stage did. A rate is of one worker while it computes; None where it was not measured."""
 
     name: str
     seconds: float
@@ -175,7 +175,7 @@ class ReportContents:
     encoder was trained on. `predicted` and `exact` are (Q, P): cosines of the
     encoder's vectors and of the sketched gradients, for the test queries and the test pool.
     `score_histogram` is counts (B,) and edges (B + 1,) of the scores of all queries on the whole
-    corpus, and `best_scores` (Q,) the highest of each query, on the page or not. `group` and `least` hold
+    corpus, and `best_scores` the highest of each query, on the page or not. `group` and `least` hold
     the most and the least influential examples on the whole query set, by mean cosine. `corpus_rows` counts
     the rows of the corpus that have a score. `reranked` is None where the queries' examples stand in the
     encoder's order. `listed` are further queries, which stand with their examples in the table of

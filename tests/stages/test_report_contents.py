@@ -1,5 +1,6 @@
 """The report holds the queries that its settings ask for, and counts those that it has no room for."""
 
+import json
 from pathlib import Path
 from statistics import median
 
@@ -8,6 +9,7 @@ import pytest
 
 from influcoder_ray.config import PipelineSettings
 from influcoder_ray.report.render import render_html
+from influcoder_ray.report.sections import run
 from influcoder_ray.stages.work.page import contents
 
 
@@ -38,4 +40,15 @@ def test_the_median_of_best_scores_is_that_of_all_queries(finished: PipelineSett
     rows = pq.read_table(Path(finished.output) / "attributions").to_pylist()
     best = sorted(row["score"] for row in rows if row["rank"] == 1)
     assert sorted(found.best_scores) == best
-    assert f"median of the queries' best scores is {median(best):.3f}" in render_html(found)
+    assert f"best scores is {median(best):.3f}." in render_html(found)
+
+
+def test_rates_are_of_one_worker_and_the_page_says_so(finished: PipelineSettings) -> None:
+    """Prevents the seconds of eight workers, added up, from passing as those in which rows went by."""
+    found = contents(finished)
+    totals = json.loads((Path(finished.output) / "run_summary.json").read_bytes())["stages"]["sketch"]
+    (row,) = (row for row in found.stages if row.name == "sketch")
+    assert row.tokens_per_second == totals["tokens"] / totals["compute_seconds"]
+    assert row.rows_per_second == totals["rows_out"] / totals["compute_seconds"]
+    (table, _) = run.section(found).blocks
+    assert "those of one worker while it computes" in table.caption
