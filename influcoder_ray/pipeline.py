@@ -210,7 +210,7 @@ def _closing_line(stage: str, totals: Mapping[str, float]) -> str:
     if totals.get("positions"):
         parts.append(f"{1 - totals['tokens'] / totals['positions']:.1%} padding")
     if totals.get("tokens") and totals["compute_seconds"]:
-        parts.append(f"{totals['tokens'] / totals['compute_seconds']:,.0f} tokens/s")
+        parts.append(f"{totals['tokens'] / totals['compute_seconds']:,.0f} tokens/s a worker")
     elif totals["rows_out"] and totals["compute_seconds"]:
-        parts.append(f"{totals['rows_out'] / totals['compute_seconds']:,.0f} rows/s")
+        parts.append(f"{totals['rows_out'] / totals['compute_seconds']:,.0f} rows/s a worker")
     return ", ".join(parts)

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from influcoder_ray.spec import Spec
 
@@ -127,12 +127,18 @@ class LabelSpec(Spec):
 
     column: str = Field(description="Column with the label; a row in which it is null has none.")
     unwanted: tuple[str, ...] = Field(
-        default=("1", "true"), description="The labels of rows that should go, as text in lower case."
+        default=("1", "true"),
+        description="The labels of rows that should go, as text; upper and lower case are the same.",
     )
     path: str | None = Field(
         default=None, description="Data files with ids and labels; if unset, column is one of the corpus."
     )
     id: str = Field(default="id", description="Column of these files with the ids of corpus rows.")
+
+    @field_validator("unwanted")
+    @classmethod
+    def _as_compared(cls, labels: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(label.strip().lower() for label in labels)
 
 
 class FilterSpec(Spec):

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
-_WORD = re.compile(r"[^\W_]+")
 
 
 def audit_splits(contents: Mapping[str, Sequence[str]]) -> dict[str, Any]:
@@ -49,4 +48,22 @@ def near_duplicates(train: Iterable[str], test: Sequence[str]) -> int:
 def _bare(text: str) -> str:
     """The words of a text in lower case, every number as 0."""
     folded = unicodedata.normalize("NFKC", text).casefold()
-    return " ".join(_WORD.findall(_NUMBER.sub("0", folded)))
+    words = _NUMBER.sub("0", folded).translate(_IN_WORDS).split()
+    # What is left of an emoji may be a mark alone.
+    return " ".join(word for word in words if any(map(str.isalnum, word)))
+
+
+class _InWords(dict[int, str]):
+    """A table for `str.translate` that works out each character's place once: a blank where it is of no word.
+
+    Vowels of many scripts are marks, which are part of a word though Python's `\\w` leaves them out.
+    """
+
+    def __missing__(self, code: int) -> str:
+        character = chr(code)
+        is_mark = unicodedata.category(character).startswith("M")
+        self[code] = character if character.isalnum() or is_mark else " "
+        return self[code]
+
+
+_IN_WORDS = _InWords()

@@ -204,7 +204,7 @@ def _bar(record: StageState, top: float) -> float:
     for rows in record.read_each(attribute.GROUP, schemas.GROUP_INFLUENCE, ["score"]):
         counts += np.bincount(score_bins(rows["score"].to_numpy()), minlength=BINS)
     # .07 x 100 is a little more than 7.
-    return bar_of(counts, math.ceil(round(top * counts.sum(), 6)))
+    return bar_of(counts, max(1, math.ceil(round(top * counts.sum(), 6))))
 
 
 def _table(tallies: dict[str, _Tally]) -> pa.Table:

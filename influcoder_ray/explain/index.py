@@ -90,15 +90,15 @@ class Index:
     def search(self, vector: npt.NDArray[np.float32], *, most: int, least: int = 0) -> Extremes:
         """The two ends of the corpus for a query, of what is found: ranks are one's place among that.
 
-        A score is that of the exact search, to the last bit where vectors are kept in float16; a rank and a
+        It looks through more lists than usual where these do not hold as many examples as are wanted. A
+        score is that of the exact search, to the last bit where vectors are kept in float16; a rank and a
         percentile are too good by as many examples as were missed.
 
         Args:
             vector: (d,) of the query; it is rounded to float16, as the corpus's are.
         """
         row = vector.astype(np.float16).astype(np.float32)[None]
-        probes = self.about.probes
-        (top,), (bottom,) = self.nearest(row, most, probes), self.nearest(-row, least, probes)
+        top, bottom = self._as_many(row, most), self._as_many(-row, least)
         cells = self._corpus.cells(np.array([number for number, _ in (*top, *bottom)], np.int64))
         rows = self.about.rows
 
@@ -113,6 +113,15 @@ class Index:
             [found(rows - place, number, -score) for place, (number, score) in enumerate(bottom)][::-1],
             rows,
         )
+
+    def _as_many(self, row: npt.NDArray[np.float32], wanted: int) -> list[tuple[int, float]]:
+        """As `nearest`, of one vector (1, d), out of as many lists as it takes to find so many."""
+        probes = self.about.probes
+        while True:
+            (found,) = self.nearest(row, wanted, probes)
+            if len(found) >= wanted or probes >= self.about.lists:
+                return found
+            probes = min(2 * probes, self.about.lists)
 
     def nearest(
         self, rows: npt.NDArray[np.float32], wanted: int, probes: int

@@ -56,17 +56,13 @@ class QueryFamiliarity:
 
 @dataclass(frozen=True)
 class QueryPage:
-    """One query and its K most influential examples, best first.
-
-    `encoder_best` is the highest score that the encoder gave; None where it is the first one's.
-    """
+    """One query and its K most influential examples, best first."""
 
     query_id: str
     split: str
     prompt: str
     response: str
     attributions: tuple[Attribution, ...]
-    encoder_best: float | None = None
     familiarity: QueryFamiliarity | None = None
 
 
@@ -102,7 +98,7 @@ class Unfamiliar:
 
 @dataclass(frozen=True)
 class StageRow:
-    """What one stage did. A rate is None where it was not measured."""
+    """What one stage did. A rate is of one worker while it computes; None where it was not measured."""
 
     name: str
     seconds: float
@@ -179,11 +175,12 @@ class ReportContents:
     encoder was trained on. `predicted` and `exact` are (Q, P): cosines of the
     encoder's vectors and of the sketched gradients, for the test queries and the test pool.
     `score_histogram` is counts (B,) and edges (B + 1,) of the scores of all queries on the whole
-    corpus. `group` and `least` hold the most and the least influential examples on the whole query
-    set, by mean cosine. `corpus_rows` counts the rows of the corpus that have a score. `reranked` is None
-    where the queries' examples stand in the encoder's order. `listed` are further queries, which stand with
-    their examples in the table of attributions alone; `unlisted` counts those that are nowhere on the page.
-    `rows_left_out` counts the rows of corpus and queries that do not meet the conditions on them.
+    corpus, and `best_scores` the highest of each query, on the page or not. `group` and `least` hold
+    the most and the least influential examples on the whole query set, by mean cosine. `corpus_rows` counts
+    the rows of the corpus that have a score. `reranked` is None where the queries' examples stand in the
+    encoder's order. `listed` are further queries, which stand with their examples in the table of
+    attributions alone; `unlisted` counts those that are nowhere on the page. `rows_left_out` counts the rows
+    of corpus and queries that do not meet the conditions on them.
 
     Raises ValueError when `predicted` and `exact`, or counts and edges, do not fit together.
     """
@@ -197,6 +194,7 @@ class ReportContents:
     predicted: npt.NDArray[Any]
     exact: npt.NDArray[Any]
     score_histogram: tuple[npt.NDArray[Any], npt.NDArray[Any]]
+    best_scores: tuple[float, ...]
     queries: tuple[QueryPage, ...]
     group: tuple[Attribution, ...]
     least: tuple[Attribution, ...]

@@ -85,7 +85,7 @@ def strongest_in_words(told: Sequence[Strongest]) -> str:
         f"{'+' if it.share > 0 else MINUS}{abs(it.share):.0%}"
         for it in told
     )
-    return f"Most of the influence lies in: {', '.join(parts)}."
+    return f"The strongest tokens, each with its share of all: {', '.join(parts)}."
 
 
 def shared_words(text: str, words: Collection[str]) -> Markup:

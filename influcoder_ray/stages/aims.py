@@ -1,5 +1,6 @@
 """Whose influence counts: the queries that settings name, found among those that have a vector."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -112,9 +113,14 @@ def column_by_id(
 
 
 def as_text(cell: Any) -> str | None:
-    """A cell of a corpus as text; None where it is null or holds something else than a word or number."""
+    """A cell of a corpus as text; None where it is null or holds something else than a word or number.
+
+    NaN is no number: NumPy and what builds on it have it where nothing is known.
+    """
     if isinstance(cell, bytes):
         return cell.decode(errors="replace")
+    if isinstance(cell, float) and math.isnan(cell):
+        return None
     if isinstance(cell, bool):
         return str(cell).lower()
     if isinstance(cell, float) and cell.is_integer():

@@ -241,7 +241,7 @@ def split(
         negatives: pool rows that serve as references, and are in no other part.
 
     Raises:
-        UserError: too few rows or queries are left to learn from.
+        UserError: too few rows or queries are left to learn from, or only rows to be found to test on.
     """
     apart = set(negatives)
     shared = {e.content_hash for e in pool.examples}
@@ -264,6 +264,11 @@ def split(
     sampled, rest = free[:sample], free[sample:]
     kept = {row for row in rest if positives[row]} if by_label else reserved - apart
     others = _drawn(pool, [row for row in rest if row not in kept], seed, "rows")
+    if by_label and rows and len(kept) >= rows:
+        raise UserError(
+            f"--rows: {len(kept)} rows are to be found, so that {rows} leave no room for others, without "
+            "which every method finds them first; give more"
+        )
     taken = others[: max(0, rows - len(kept))] if rows else others
     test_rows = sorted([*kept, *taken])
     weight = len(others) / max(1, len(taken))

@@ -214,7 +214,7 @@ def test_neighbours_order_and_budget_do_not_touch_a_vector(
 def test_batches_side_by_side_have_the_bits_of_one_after_the_other(
     encoder_folder: Path, keeps_layers: bool
 ) -> None:
-    """Prevents vectors that depend on how many cores a worker has, or a batch's layers from being another's."""
+    """Prevents vectors that depend on a worker's cores, or a batch's layers from being another's."""
     before, many = torch.get_num_threads(), EXAMPLES * 20
     found = []
     try:

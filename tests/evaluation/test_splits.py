@@ -36,6 +36,13 @@ def test_a_text_that_differs_in_case_punctuation_and_numbers_alone_is_a_near_dup
     assert near_duplicates([], near) == near_duplicates(train, []) == 0
 
 
+def test_vowels_that_are_marks_tell_words_apart() -> None:
+    """Prevents texts of scripts whose vowels are marks from equalling all that have the same consonants."""
+    assert near_duplicates(["यह कि है?"], ["यह की है", "यह कि है!", "यह, कि है"]) == 2
+    assert near_duplicates(["a\u0301\u0323 word"], ["A\u0323\u0301 WORD.", "a word"]) == 1
+    assert near_duplicates(["\u2764\ufe0f", "a word"], ["\u2600\ufe0f", "a word \u2600\ufe0f"]) == 1
+
+
 @given(st.text(max_size=20), st.integers(0, 10**6))
 @settings(max_examples=50, deadline=None)
 def test_every_text_with_a_word_is_near_itself_however_it_is_written(text: str, number: int) -> None:

@@ -214,6 +214,15 @@ def test_the_top_is_no_row_more_than_its_share(tmp_path: Path) -> None:
     assert sum(row["top_rows"] for row in breakdown(settings, None, share).to_pylist()) == 31
 
 
+def test_the_top_of_hardly_any_share_is_the_first_row(tmp_path: Path) -> None:
+    """Prevents a top of no rows, in which every share and every lift is not a number."""
+    settings, group, _ = attributed(tmp_path, "parquet")
+    found = breakdown(settings, None, 1e-9).to_pylist()
+    assert sorted(row["share_of_top"] for row in found) == [0.0, 1.0]
+    best = group.sort_by([("score", "descending")])["source"][0].as_py()
+    assert best.startswith(f"{found[0]['value']}:")
+
+
 def test_numbers_of_fixed_point_are_parts(tmp_path: Path) -> None:
     """Prevents a column of decimals, which conditions take for numbers, from being refused as none."""
     settings, _, _ = attributed(tmp_path, "parquet")

@@ -65,6 +65,17 @@ def test_through_all_its_lists_an_index_finds_what_the_exact_search_finds(
         }
 
 
+@pytest.mark.parametrize(("most", "least"), [(200, 3), (3, 200), (ROWS + 1, 2)])
+def test_as_many_examples_are_found_as_are_wanted(tmp_path: Path, most: int, least: int) -> None:
+    """Prevents lists that hold fewer from leaving places for the other end of the corpus."""
+    settings = run_of(tmp_path)
+    about = build_index(settings, tmp_path / "index", recall=0.01)
+    assert about.probes == 1
+    found = Index(tmp_path / "index", settings).search(asked(), most=most, least=least)
+    assert [f.rank for f in found.most] == list(range(1, min(most, ROWS) + 1))
+    assert [f.rank for f in found.least] == list(range(ROWS - least + 1, ROWS + 1))
+
+
 @pytest.mark.parametrize("kind", ["float16", "int8"])
 def test_an_index_reaches_the_recall_that_was_asked_for_without_looking_through_all(
     tmp_path: Path, kind: str

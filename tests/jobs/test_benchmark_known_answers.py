@@ -18,6 +18,7 @@ from benchmarks.answer_methods import COSINE, ENCODER, TEXT, UNTRAINED, Cost, Me
 from benchmarks.answer_rows import Condition, Rows
 from tiny import SENTENCES
 
+from influcoder_ray.errors import UserError
 from influcoder_ray.examples import ColumnSpec, Example
 from influcoder_ray.gradients.specs import AdapterSpec, ModelSpec, SketchSpec
 from influcoder_ray.gradients.teacher import Teacher
@@ -224,6 +225,30 @@ def test_nothing_is_tested_on_what_is_learnt_from() -> None:
     assert {row for row, subject in enumerate(subjects) if subject in tested} <= set(parts.rows)
     assert parts.row_weights.sum() == pytest.approx(40)
     assert sorted(set(parts.row_weights)) == pytest.approx([1, 16 / 6])
+
+
+def test_rows_to_be_found_are_never_ranked_by_themselves() -> None:
+    """Prevents an average precision of 1 for every method, where there is nothing that could stand above."""
+    labels = np.arange(60) % 2 == 0
+
+    def split(rows: int) -> answer_rows.Parts:
+        return answer_rows.split(
+            queries_of(20),
+            rows_of(60),
+            positives=labels,
+            seed=0,
+            count=8,
+            rows=rows,
+            sample=20,
+            sample_queries=None,
+            together=None,
+            negatives=[],
+        )
+
+    found = int(labels[split(40).rows].sum())
+    with pytest.raises(UserError, match=f"--rows: {found} rows are to be found"):
+        split(found)
+    assert len(split(found + 1).rows) == found + 1
 
 
 def test_a_query_that_stands_in_the_pool_is_no_test() -> None:

@@ -132,6 +132,7 @@ def make_contents() -> MakeContents:
             predicted=predicted,
             exact=exact,
             score_histogram=(counts, edges),
+            best_scores=(0.9, 0.9),
             queries=(
                 QueryPage("query-a", "test", "How do I sort?", "With sorted.", _attributions(3, "sorting")),
                 QueryPage("query-b", "train", "How do I read?", "With open.", _attributions(2, "reading")),

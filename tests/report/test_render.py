@@ -323,7 +323,7 @@ def test_shaded_parts_are_those_of_the_text_and_named_in_words(make_contents: Ma
     assert 'In <mark class="up4">Paris</mark>,\n\nnot <mark class="down2">Rome</mark>' in source
     text = _assert_safe(source).text
     assert "Shaded parts carry the example" in text
-    assert "Most of the influence lies in:" in text
+    assert "The strongest tokens, each with its share of all:" in text
     assert "Underlined words" not in text
 
 

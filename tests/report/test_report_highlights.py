@@ -96,7 +96,7 @@ def test_the_strongest_parts_are_said_in_words() -> None:
     spans = [Span(0, 5, 3.0), Span(6, 10, -1.0)]
     told = strongest([("Paris then", spans), ("x", [])], amount=5)
     said = strongest_in_words(told)
-    assert said.startswith("Most of the influence lies in: ")
+    assert said.startswith("The strongest tokens, each with its share of all: ")
     assert re.findall(r"(\w+)\W (.\d+%)", said) == [("Paris", "+75%"), ("then", "\N{MINUS SIGN}25%")]
     assert strongest_in_words(strongest([("abc", [Span(0, 1, 0.0)])])) == ""
 

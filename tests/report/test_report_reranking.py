@@ -127,8 +127,9 @@ def test_a_page_in_exact_order_says_so_and_shows_the_encoders_place(make_content
     exact = replace(query.attributions[0], score=0.321, encoder_rank=17)
     behind = replace(query.attributions[1], score=math.nan, encoder_rank=2)
     others = replace(query.attributions[2], score=0.3, encoder_rank=None, percentile=None)
-    reordered = replace(query, attributions=(exact, others, behind), encoder_best=0.77)
-    text = _text(render_html(replace(contents, queries=(reordered,), reranked=Reranked(30, 1200, 1000))))
+    reordered = replace(query, attributions=(exact, others, behind))
+    changed = {"queries": (reordered,), "best_scores": (0.77,), "reranked": Reranked(30, 1200, 1000)}
+    text = _text(render_html(replace(contents, **changed)))
     assert "30 best of each query were taken, and every query ranks them all by exact influence" in text
     assert "1,200 different examples, for which 1,000 gradients were computed" in text
     assert "0.321 encoder: 17" in text

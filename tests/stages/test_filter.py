@@ -167,12 +167,23 @@ def test_labels_may_lie_in_a_file_and_then_also_judge_an_amount(filtering: Filte
     known = {name: row["label"] for name, row in ROWS.items() if row["label"] is not None}
     lines = [{"id": name, "verdict": "Bad" if label else "fine"} for name, label in known.items()]
     (tmp_path / "labels.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
-    labels = {"column": "verdict", "unwanted": ["bad"], "path": str(tmp_path / "labels.jsonl")}
+    labels = {"column": "verdict", "unwanted": ["BAD"], "path": str(tmp_path / "labels.jsonl")}
     settings = filtering(count=10, labels=labels)
     scores = highest(list(range(8)))
     expected = at_threshold(*labelled(scores), card(settings)["threshold"])
     assert card(settings)["labelled_rows"]["recall"] == expected.recall
     assert card(settings)["threshold"] == scores[IDS.index(removed(settings)[-1])]
+
+
+def test_a_label_that_is_no_number_is_none(filtering: Filter, tmp_path: Path) -> None:
+    """Prevents rows that nobody looked at, NaN among numbers, from counting as rows that should stay."""
+    known = [float("nan") if row["label"] is None else float(row["label"]) for row in ROWS.values()]
+    pq.write_table(pa.table({"id": IDS, "verdict": np.array(known)}), tmp_path / "labels.parquet")
+    labels = {"column": "verdict", "path": str(tmp_path / "labels.parquet")}
+    settings = filtering(labels=labels)
+    best = with_best_f1(*labelled(highest(list(range(8)))))
+    assert card(settings)["labelled_rows"]["labelled"] == best.labelled
+    assert card(settings)["threshold"] == best.threshold
 
 
 class _Page(HTMLParser):

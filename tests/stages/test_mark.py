@@ -76,7 +76,7 @@ def test_the_page_shades_them_and_says_in_words_which_are_the_strongest(marked: 
     """Prevents marks that are computed and never seen, or seen by eyes alone."""
     html = (Path(marked.output) / "report.html").read_text()
     assert re.search(r'<mark class="(up|down)4">', html.split("Shaded parts")[1])
-    assert "Most of the influence lies in:" in html
+    assert "The strongest tokens, each with its share of all:" in html
     for query in contents(marked).queries:
         spans = [bool(it.prompt_spans or it.response_spans) for it in query.attributions]
         assert spans == [True, True, *[False] * (len(spans) - 2)]

@@ -71,12 +71,7 @@ def _pairs(contents: ReportContents) -> Drawing:
 
 def _scores(contents: ReportContents) -> Drawing:
     counts, edges = contents.score_histogram
-    first = (
-        query.attributions[0].score if query.encoder_best is None else query.encoder_best
-        for query in contents.queries
-        if query.attributions
-    )
-    best = [score for score in first if number(score) is not None]
+    best = [score for score in contents.best_scores if number(score) is not None]
     median = f" The median of the queries' best scores is {decimal(statistics.median(best))}." if best else ""
     meaning = f"All {count(counts.sum())} scores of the corpus for the queries.{median}"
     svg = figures.score_distribution(counts, edges, best, meaning)

@@ -18,7 +18,8 @@ def section(contents: ReportContents) -> Section:
             corner="Stage",
             columns=COLUMNS,
             rows=tuple(stage_rows(contents)),
-            caption="Stages in order. Units that an earlier run had finished were not computed again.",
+            caption="Stages in order. Units that an earlier run had finished were not computed again. "
+            "Rows and tokens a second are those of one worker while it computes.",
             stacked=True,
         )
         if contents.stages

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from influcoder_ray import __version__
@@ -102,7 +103,6 @@ def contents(settings: PipelineSettings) -> ReportContents:
         own = {part: spans.get((row["query_id"], row["example_id"], part), ()) for part in _PARTS}
         shaded = replace(_attribution(row, texts), prompt_spans=own["prompt"], response_spans=own["response"])
         by_query.setdefault(row["query_id"], []).append(shaded)
-    top_score = {row["query_id"]: row["score"] for row in encoder_best if row["rank"] == 1}
     queries = tuple(
         QueryPage(
             query.example_id,
@@ -110,7 +110,6 @@ def contents(settings: PipelineSettings) -> ReportContents:
             query.prompt,
             query.response,
             tuple(by_query[query.example_id]),
-            top_score[query.example_id],
             standing[query.example_id],
         )
         for query, split in pages
@@ -127,6 +126,7 @@ def contents(settings: PipelineSettings) -> ReportContents:
         predicted=pairs["encoder"].to_numpy().reshape(shape),
         exact=pairs["exact"].to_numpy().reshape(shape),
         score_histogram=_histogram(attribute.state(root)),
+        best_scores=_best_scores(attribute.state(root)),
         queries=queries[: settings.report.queries],
         group=tuple(_attribution(row, texts) for row in group[0]),
         least=tuple(_attribution(row, texts) for row in group[1]),
@@ -299,6 +299,13 @@ def _histogram(record: StageState) -> tuple[np.ndarray, np.ndarray]:
     for counts in in_order(read, record.files(attribute.HISTOGRAM), threads=_THREADS, ahead=_THREADS):
         total = total + ScoreHistogram(counts)
     return total.counts, np.linspace(-1, 1, len(total.counts) + 1)
+
+
+def _best_scores(record: StageState) -> tuple[float, ...]:
+    """The highest score of each query, of all of which the histogram counts the scores."""
+    columns, first = ["rank", "score"], pc.field("rank") == 1
+    rows = record.read(attribute.ATTRIBUTIONS, schemas.ATTRIBUTIONS, columns, first)
+    return tuple(rows["score"].to_pylist())
 
 
 def _stage_row(stage: str, totals: Mapping[str, float]) -> StageRow:
