@@ -100,19 +100,18 @@ class Teacher:
         targets = find_targets(config, adapter)
         budget = tokens_per_batch(config, spec, adapter, device)
         model = load_model(spec, device)
+        refuse_mixing(model, targets, path=spec.path)
         weights = adapter_weights(targets, adapter, seed=seed, device=device, dtype=weights_dtype(spec))
         dtype = next(model.parameters()).dtype
         state = state_of(adapter, targets, device)
         tokenizer = load_tokenizer(spec.path, setting="model.path", trust_remote_code=spec.trust_remote_code)
-        teacher = Teacher(
+        return Teacher(
             model,
             tokenizer,
             [w.to(dtype) for w in weights],
             spec.model_copy(update={"tokens_per_batch": budget}),
             pool_direction=None if state is None else state.direction,
         )
-        refuse_mixing(model, targets, packed=teacher.layout == "packed", path=spec.path)
-        return teacher
 
     @property
     def gradient_size(self) -> int:
