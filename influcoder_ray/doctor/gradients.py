@@ -159,6 +159,14 @@ def _findings(check: SelfCheck, subject: Subject, device: torch.device) -> Itera
         + (f"{unsound} of {len(check.tokens)} are of no use" if unsound else "all finite and none zero"),
         _remedy(check, "gradient"),
     )
+    if check.idle:
+        more = f" and {len(check.idle) - _MOST_FAULTS} more" if len(check.idle) > _MOST_FAULTS else ""
+        yield Finding(
+            "idle modules",
+            f"{len(check.idle)} adapted modules have gradients of zero: "
+            f"{', '.join(check.idle[:_MOST_FAULTS])}{more} (no text passes through "
+            "them, or their weights are used without them)",
+        )
     for dtype, errors in check.batch_errors.items():
         if not np.isnan(errors).all():
             yield Finding(

@@ -20,6 +20,7 @@ from influcoder_ray.encoder.features import Reading, features, traits
 from influcoder_ray.encoder.head import FOLDER, Head, Side, has_head
 from influcoder_ray.encoder.linears import can_pack, packed_linears
 from influcoder_ray.encoder.packing import Packed, PackedOutputs, first_position, packing, why_not_packed
+from influcoder_ray.encoder.separation import refuse_mixing
 from influcoder_ray.encoder.specs import EncoderSpec
 from influcoder_ray.errors import UserError
 from influcoder_ray.examples import Example
@@ -28,11 +29,21 @@ from influcoder_ray.examples.tokenizer import load_tokenizer
 from influcoder_ray.examples.tokens import separator_of, special_frame, text_window, text_windows
 from influcoder_ray.lanes import Map, lanes
 
-Pooling = Literal["mean", "cls"]
+Pooling = Literal["mean", "cls", "last"]
+# What sentence-transformers calls each, in its older files and in its newer ones.
+_POOLINGS: dict[Pooling, tuple[str, str]] = {
+    "mean": ("pooling_mode_mean_tokens", "mean"),
+    "cls": ("pooling_mode_cls_token", "cls"),
+    "last": ("pooling_mode_lasttoken", "lasttoken"),
+}
+# Its modules that are read here, or make no difference to the direction of a vector.
+_MODULES = ("Transformer", "Pooling", "Normalize", "Dropout", "InfluenceHead")
 _HEAD_MODULE = "influcoder_ray.encoder.sentence_module.InfluenceHead"
 # Rows whose tokens are made together, and which share batches: of the first part, and at most, which is
 # enough that rows of like length meet.
 _ROWS_AT_FIRST, _ROWS_AT_ONCE = 128, 1024
+# What is read of an encoder's config.
+_SIZES = ("hidden_size", "num_hidden_layers")
 # Tokens of a pass where the settings leave them open: in training, and where a CPU or a GPU embeds.
 _TOKENS, _TOKENS_ON_CPU, _TOKENS_ON_GPU = 2048, 512, 32_768
 
@@ -62,13 +73,16 @@ class Encoder:
         """Load an encoder from its folder, with its head if it has one; safetensors only.
 
         Raises:
-            UserError: the folder holds no encoder, or the window is wider than its positions.
+            UserError: the folder holds no encoder, the window is wider than its positions, or what it makes
+                of a text depends on the batch.
         """
         check_encoder(spec)
         model: nn.Module = AutoModel.from_pretrained(spec.path, dtype=torch.float32, use_safetensors=True)
         head = Head.load(Path(spec.path) / FOLDER).to(device) if has_head(Path(spec.path)) else None
         tokenizer = load_tokenizer(spec.path, setting="encoder.path")
-        return Encoder(model.to(device), tokenizer, _pooling(spec), spec, head)
+        encoder = Encoder(model.to(device), tokenizer, _pooling(spec), spec, head)
+        refuse_mixing(encoder.model, padding=tokenizer.pad_token_id or 0, path=spec.path)
+        return encoder
 
     @property
     def dimensions(self) -> int:
@@ -236,11 +250,8 @@ class Encoder:
             return
         _write_json(
             folder / "1_Pooling" / "config.json",
-            {
-                "word_embedding_dimension": self.dimensions,
-                "pooling_mode_cls_token": self.pooling == "cls",
-                "pooling_mode_mean_tokens": self.pooling == "mean",
-            },
+            {"word_embedding_dimension": self.dimensions}
+            | {flag: self.pooling == name for name, (flag, _) in _POOLINGS.items()},
         )
         (folder / "2_Normalize").mkdir(exist_ok=True)
 
@@ -391,6 +402,8 @@ class Encoder:
         """One vector a text, (N, h) float32 and of any length, of its token states (N, T, h)."""
         if self.pooling == "cls":
             return states[:, 0].float()
+        if self.pooling == "last":
+            return states[torch.arange(len(states), device=states.device), mask.sum(1) - 1].float()
         weights = mask.unsqueeze(-1).float()
         return (states.float() * weights).sum(1) / weights.sum(1)
 
@@ -455,7 +468,17 @@ def check_encoder(spec: EncoderSpec, *, weights: bool = True) -> None:
         raise UserError(f"encoder.path: {spec.path} is an encoder-decoder; give an encoder alone")
     if weights and not any(Path(spec.path).glob("*.safetensors")):
         raise UserError(f"encoder.path: {spec.path} holds no weights; give a folder with model.safetensors")
-    load_tokenizer(spec.path, setting="encoder.path")
+    missing = [name for name in _SIZES if not isinstance(getattr(config, name, None), int)]
+    if missing:
+        raise UserError(
+            f"encoder.path: the config of {spec.path} ({config.model_type}) has no {missing[0]}; give an "
+            "encoder of texts alone"
+        )
+    if not load_tokenizer(spec.path, setting="encoder.path").is_fast:
+        raise UserError(
+            f"encoder.path: the tokenizer of {spec.path} cannot say where in a text its tokens stand; give "
+            "an encoder with tokenizer.json"
+        )
     _pooling(spec)
     positions = _positions(config)
     if positions is not None and spec.max_tokens > positions:
@@ -468,32 +491,43 @@ def check_encoder(spec: EncoderSpec, *, weights: bool = True) -> None:
 def _positions(config: PretrainedConfig) -> int | None:
     """Tokens that the model has places for, where it has a limit."""
     positions: int | None = getattr(config, "max_position_embeddings", None)
+    if positions is not None and positions < 1:
+        # So XLNet says that it has no limit.
+        return None
     with torch.device("meta"):
         embeddings = getattr(AutoModel.from_config(config), "embeddings", None)
     table = getattr(embeddings, "position_embeddings", None)
-    if positions is not None and table is not None and table.padding_idx is not None:
+    padding: int | None = getattr(table, "padding_idx", None)
+    if positions is not None and padding is not None:
         # RoBERTa and its kin begin to count behind the padding's id.
-        return positions - table.padding_idx - 1
+        return positions - padding - 1
     return positions
 
 
 def _pooling(spec: EncoderSpec) -> Pooling:
     if spec.pooling != "auto":
         return spec.pooling
-    modules = Path(spec.path) / "modules.json"
-    if not modules.exists():
+    file = Path(spec.path) / "modules.json"
+    if not file.exists():
         return "mean"
-    for module in json.loads(modules.read_bytes()):
+    modules = json.loads(file.read_bytes())
+    for name in (module["type"].rpartition(".")[2] for module in modules):
+        if name not in _MODULES:
+            raise UserError(
+                f"encoder.path: {spec.path} puts a {name} behind its token states, which is not computed "
+                "here; set encoder.pooling to take the states without it"
+            )
+    for module in modules:
         if module["type"].endswith("Pooling"):
             config = json.loads((Path(spec.path) / module["path"] / "config.json").read_bytes())
             flags = [key for key, used in config.items() if key.startswith("pooling_mode_") and used]
             modes = config.get("pooling_mode") or flags
-            if modes in ("cls", ["cls"], ["pooling_mode_cls_token"]):
-                return "cls"
-            if modes in ("mean", ["mean"], ["pooling_mode_mean_tokens"]):
-                return "mean"
+            for pooling, (flag, mode) in _POOLINGS.items():
+                if modes in (mode, [mode], [flag]):
+                    return pooling
             raise UserError(
-                f"encoder.path: {spec.path} pools in a way that is neither mean nor cls; set encoder.pooling"
+                f"encoder.path: {spec.path} pools in a way that is neither mean, cls nor last; set "
+                "encoder.pooling"
             )
     return "mean"
 

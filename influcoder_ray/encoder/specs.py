@@ -46,10 +46,10 @@ class EncoderSpec(Spec):
         description="In which numbers the encoder computes, its weights staying in float32; auto: bfloat16 "
         "on a GPU that has it, else float32.",
     )
-    pooling: Literal["auto", "mean", "cls"] = Field(
+    pooling: Literal["auto", "mean", "cls", "last"] = Field(
         default="auto",
-        description="How token states become one vector; auto: as the folder's sentence-transformers "
-        "modules say, else the mean.",
+        description="How token states become one vector: their mean, the first, or the last, as in decoders "
+        "that embed; auto: as the folder's sentence-transformers modules say, else the mean.",
     )
 
     @property

@@ -29,6 +29,8 @@ _BEYOND = {
     "s_aux": "has attention sinks",
     "position_bias": "biases attention",
 }
+# What a model raises whose own code reads the mask that packed attention does without.
+WITHOUT_A_MASK = (TypeError, AttributeError)
 _PROBE_LENGTHS = (5, 3, 3, 7)
 # Logits that saw another example differ by far more than these shares, rounding by far less.
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05}
@@ -51,12 +53,15 @@ def why_not_packed(model: nn.Module, longest: int) -> str | None:
         return "the model takes no positions"
     parameter = next(model.parameters())
     told: set[int | None] = set()
+    padded = _logits(model, lay_out(_probe(), packed=False, device=parameter.device), told)
     try:
-        padded, packed = (
-            _logits(model, lay_out(_probe(), packed=p, device=parameter.device), told) for p in (False, True)
-        )
+        packed = _logits(model, lay_out(_probe(), packed=True, device=parameter.device), told)
     except CannotPack as reason:
         return str(reason)
+    except WITHOUT_A_MASK as error:
+        return f"the model does not run without a mask ({str(error).splitlines()[0]})"
+    if not told:
+        return "the model computes its attention itself, or has none"
     window = _narrowest_window(model.config.get_text_config())  # type: ignore[operator,union-attr]
     if window is not None and window < longest and told <= {None}:
         return "the model does not tell its attention how far to look"

@@ -50,7 +50,7 @@ def capturing(
         UserError: from the forward pass, where an adapted module does not see each token once.
     """
     modules = dict(model.named_modules())
-    state = _Progress()
+    state = _Progress({_last_name(w) for w in weights})
     handles = [
         modules[w.target.name].register_forward_hook(_forward_hook(w, layout, state, take)) for w in weights
     ]
@@ -79,9 +79,14 @@ def summing(consume: Consumer, layout: Layout) -> Taker:
 
 
 class _Progress:
-    """Which modules the forward pass has been through, and whether it is over."""
+    """Which modules the forward pass has been through, and whether it is over.
 
-    def __init__(self) -> None:
+    Args:
+        names: last names of all adapted modules, for what to name in place of one that cannot be.
+    """
+
+    def __init__(self, names: set[str]) -> None:
+        self.names = names
         self.seen: set[str] = set()
         self.forward = True
 
@@ -98,9 +103,11 @@ def _forward_hook(
         x: Tensor = inputs[0]
         once = target.name not in progress.seen and x.numel() == layout.size * target.in_features
         if progress.forward and not (once and isinstance(output, Tensor)):
+            others = ", ".join(sorted(n for n in progress.names - {_last_name(weights)} if not n.isdigit()))
             raise UserError(
                 f"adapter.targets: {target.name} does not see every token of an example exactly once, or "
                 "gives more than one product, so that examples cannot be told apart in it; name others"
+                + (f": [{others}]" if others else "")
             )
         progress.seen.add(target.name)
         if b is None and (not progress.forward or not output.requires_grad):
@@ -122,6 +129,10 @@ def _forward_hook(
         return output
 
     return hook
+
+
+def _last_name(weights: AdapterWeights) -> str:
+    return weights.target.name.rpartition(".")[2]
 
 
 def outer_sums(narrow: Tensor, wide: Tensor, layout: Layout) -> Tensor:

@@ -177,7 +177,7 @@ def _passed(
             # What lies behind an example's tokens is padding, which has no loss.
             products[row] = found[: len(tokens[row].ids)].cpu().numpy()
         if gradients:
-            whole[rows] = teacher.flat(parts)
+            whole[rows] = teacher.flat(parts, len(rows))
 
     teacher.refuse_too_large(teacher.in_batches(tokens, batch))
     return products, whole

@@ -24,7 +24,8 @@ def load_config(spec: ModelSpec, *, weights: bool = True) -> PretrainedConfig:
         weights: whether the folder has to hold weights too.
 
     Raises:
-        UserError: there is no such folder, it holds no model, or none that is a causal LM.
+        UserError: there is no such folder, it holds no model or none that is a causal LM, or the window is
+            wider than its positions.
     """
     if not os.path.isdir(spec.path):  # noqa: PTH112 - the path is the user's word, kept as it is
         raise UserError(
@@ -48,6 +49,13 @@ def load_config(spec: ModelSpec, *, weights: bool = True) -> PretrainedConfig:
         raise UserError(f"model.path: {spec.path} is a {name}, not a causal LM; give a decoder model")
     if weights and not any(Path(spec.path).glob("*.safetensors")):
         raise UserError(f"model.path: {spec.path} holds no weights; give a folder with model.safetensors")
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    # Less than one, as XLNet's, is no limit.
+    if positions is not None and 0 < positions < spec.max_tokens:
+        raise UserError(
+            f"model.max_tokens: {spec.max_tokens} is more than the {positions} positions of {spec.path}; "
+            f"give at most {positions}"
+        )
     return config
 
 

@@ -20,7 +20,7 @@ from transformers import PretrainedConfig
 
 from influcoder_ray.errors import UserError
 from influcoder_ray.gradients.adapter import AdapterWeights, find_targets
-from influcoder_ray.gradients.attention import CannotPack
+from influcoder_ray.gradients.attention import WITHOUT_A_MASK, CannotPack
 from influcoder_ray.gradients.dry_run import Kept, StorageCount, measure
 from influcoder_ray.gradients.layout import HEAD_ROWS, Layout, Run
 from influcoder_ray.gradients.loading import arithmetic_dtype, checkpoint_layers, skeleton, weights_dtype
@@ -211,7 +211,9 @@ class Predictor:
             layout = _bare_layout(examples, length, labelled_tokens, packed=self._packed)
             try:
                 return measure(self._model, self._weights, layout, self._width, runs_on=self._device)
-            except CannotPack:
+            except (CannotPack, *WITHOUT_A_MASK):
+                if not self._packed:
+                    raise
                 self._packed = False
 
 

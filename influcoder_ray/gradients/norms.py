@@ -5,6 +5,7 @@ float32, which on a GPU take longer than the attention beside them and keep seve
 backward pass. torch has one that does the same. Whether a module is such a norm is tried out, not looked up.
 """
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -52,8 +53,16 @@ def _is_norm(module: nn.Module) -> bool:
     # One whose forward somebody else has taken over is left to them.
     if len(parameters) != 1 or weight is None or weight.dim() != 1 or "forward" in vars(module):
         return False
+    # A gated norm takes the gate too.
+    if len(inspect.signature(module.forward).parameters) != 1:
+        return False
     if any(module.children()) or _epsilon(module) is None or "norm" not in type(module).__name__.lower():
         return False
     rows = probe(weight)
     with torch.no_grad():
-        return alike(_norm(module, rows), module(rows))
+        try:
+            expected = module(rows)
+        except (RuntimeError, ValueError):
+            # It takes something else than rows: heads, say.
+            return False
+        return alike(_norm(module, rows), expected)

@@ -69,8 +69,9 @@ def float32_products(precision: str) -> Iterator[None]:
 def _activations_require_gradients(model: nn.Module) -> RemovableHandle:
     """While it lasts, activations carry gradients though every weight is frozen."""
     embedding = model.get_input_embeddings()  # type: ignore[operator]
+    # A copy, for some models scale their embeddings in place, which autograd allows of no leaf.
     handle: RemovableHandle = embedding.register_forward_hook(
-        lambda _module, _inputs, output: output.requires_grad_()
+        lambda _module, _inputs, output: output.requires_grad_().clone()
     )
     return handle
 

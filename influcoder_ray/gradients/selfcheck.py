@@ -80,6 +80,7 @@ class SelfCheck:
         example_ids: (N,) the examples looked at.
         left_out: example id and reason of each example without a token to predict.
         gradient_size: G.
+        idle: adapted modules whose part of every sound gradient is zero.
         tokens: (N,) of each example.
         layout: how a batch lies in the model's input, and why not packed.
         batch_errors: by number type, (N,) |in a batch - alone| / |alone|; infinite where either is not
@@ -97,6 +98,7 @@ class SelfCheck:
     example_ids: tuple[str, ...]
     left_out: tuple[tuple[str, str], ...]
     gradient_size: int
+    idle: tuple[str, ...]
     tokens: tuple[int, ...]
     layout: str
     batch_errors: dict[str, Array]
@@ -145,6 +147,7 @@ def self_check(
         exact[row] = teacher.gradients([t])[0]
     unsound = _unsound(exact)
     sound = [row for row in range(len(tokens)) if row not in unsound]
+    idle = _idle(teacher, exact, sound)
     batch_errors = {"float32": _batch_errors(teacher, tokens, sound, exact.__getitem__)}
     sketches = sketches_of_widths(teacher, tokens, sorted(widths), seed)
     layout = f"{teacher.layout}: {teacher.why_padded}" if teacher.why_padded else teacher.layout
@@ -174,6 +177,7 @@ def self_check(
         example_ids=tuple(ids),
         left_out=left_out,
         gradient_size=exact.shape[1],
+        idle=idle,
         tokens=tuple(len(t.ids) for t in tokens),
         layout=layout,
         batch_errors=batch_errors,
@@ -229,6 +233,17 @@ def _unsound(gradients: Rows) -> dict[int, str]:
         for row, gradient in enumerate(gradients)
         if not (finite := bool(np.isfinite(gradient).all())) or not gradient.any()
     }
+
+
+def _idle(teacher: Teacher, exact: Rows, sound: Sequence[int]) -> tuple[str, ...]:
+    """Modules whose part of the gradients (N, G) is zero in all sound rows."""
+    ends = np.cumsum([w.gradient_size for w in teacher.weights])
+    parts = zip(teacher.weights, ends, strict=True)
+    return tuple(
+        w.target.name
+        for w, end in parts
+        if sound and not any(exact[row, end - w.gradient_size : end].any() for row in sound)
+    )
 
 
 def _batch_errors(

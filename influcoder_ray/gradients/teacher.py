@@ -23,6 +23,7 @@ from influcoder_ray.gradients.norms import fused_norms, norms_of
 from influcoder_ray.gradients.optimizer import state_of
 from influcoder_ray.gradients.passes import float32_products, run_passes
 from influcoder_ray.gradients.pointwise import pointwise_of
+from influcoder_ray.gradients.separation import refuse_mixing
 from influcoder_ray.gradients.sketch import CountSketch
 from influcoder_ray.gradients.specs import AdapterSpec, ModelSpec
 
@@ -92,13 +93,14 @@ class Teacher:
         """Load model, tokenizer and adapter.
 
         Raises:
-            UserError: the folder holds no causal LM, the adapter fits none of its modules, or the
-                optimizer state is that of another adapter.
+            UserError: the folder holds no causal LM or one that mixes examples, the adapter fits none of its
+                modules, or the optimizer state is that of another adapter.
         """
         config = load_config(spec)
         targets = find_targets(config, adapter)
         budget = tokens_per_batch(config, spec, adapter, device)
         model = load_model(spec, device)
+        refuse_mixing(model, targets, path=spec.path)
         weights = adapter_weights(targets, adapter, seed=seed, device=device, dtype=weights_dtype(spec))
         dtype = next(model.parameters()).dtype
         state = state_of(adapter, targets, device)
@@ -196,20 +198,26 @@ class Teacher:
 
             layout = self.lay_out([tokens[row] for row in rows])
             self.run(layout, summing(consume, layout))
-            gradients[rows] = self.flat(parts)
+            gradients[rows] = self.flat(parts, len(rows))
 
         self.refuse_too_large(self.in_batches(tokens, batch))
         return gradients
 
-    def flat(self, parts: Mapping[tuple[str, str], Tensor]) -> np.ndarray:
-        """Whole gradients (N, G) float32 of their parts as a `capture.Consumer` has them, see `gradients`."""
-        rows = [
-            part.transpose(1, 2) if matrix == "lora_B" else part
-            for module in self.modules
-            for matrix in MATRICES
-            if (part := parts.get((module, matrix))) is not None
-        ]
-        whole: np.ndarray = torch.cat([part.flatten(1) for part in rows], 1).cpu().numpy()
+    def flat(self, parts: Mapping[tuple[str, str], Tensor], examples: int) -> np.ndarray:
+        """Whole gradients (N, G) float32 of their parts as a `capture.Consumer` has them, see `gradients`.
+
+        A module that takes no part in the loss, of an image's side say, has zeros.
+        """
+        whole = np.zeros((examples, self.gradient_size), dtype=np.float32)
+        start = 0
+        for w in self.weights:
+            sizes = (w.target.out_features * w.target.rank, 0 if w.b is None else w.a.numel())
+            for matrix, size in zip(MATRICES, sizes, strict=True):
+                part = parts.get((w.target.name, matrix))
+                if part is not None:
+                    rows = part.transpose(1, 2) if matrix == "lora_B" else part
+                    whole[:, start : start + size] = rows.flatten(1).cpu().numpy()
+                start += size
         return whole
 
     def lay_out(self, tokens: Sequence[Tokens]) -> Layout:

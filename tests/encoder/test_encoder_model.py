@@ -15,13 +15,21 @@ from tiny import build_encoder
 from transformers import (
     AutoModel,
     AutoTokenizer,
+    CanineTokenizer,
+    DPRConfig,
+    FNetConfig,
+    Gemma3Config,
     ModernBertConfig,
     ModernBertModel,
     MPNetConfig,
     MPNetModel,
+    PretrainedConfig,
     RobertaConfig,
     RobertaModel,
     T5Config,
+    XLNetConfig,
+    XLNetModel,
+    XmodConfig,
 )
 
 from influcoder_ray.encoder.features import traits
@@ -54,11 +62,11 @@ def hugging_face_vectors(folder: Path, texts: list[str], pooling: str) -> np.nda
         encoded = tokenizer(text, return_tensors="pt", truncation=True, max_length=64)
         with torch.no_grad():
             states = model(**encoded).last_hidden_state[0]
-        vectors.append(states[0] if pooling == "cls" else states.mean(0))
+        vectors.append({"cls": states[0], "mean": states.mean(0), "last": states[-1]}[pooling])
     return torch.nn.functional.normalize(torch.stack(vectors)).numpy()
 
 
-@pytest.mark.parametrize("pooling", ["mean", "cls"])
+@pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
 def test_vectors_equal_transformers_and_sentence_transformers(
     pooling: str, encoder_folder: Path, tmp_path: Path
 ) -> None:
@@ -123,7 +131,7 @@ def test_the_separator_parts_prompt_from_response_for_the_head(encoder_folder: P
     assert not np.allclose(vectors[0], vectors[1], atol=1e-2)
 
 
-@pytest.mark.parametrize("pooling", ["mean", "cls"])
+@pytest.mark.parametrize("pooling", ["mean", "cls", "lasttoken"])
 def test_a_folder_that_sentence_transformers_saved_is_read_with_its_pooling(
     pooling: str, encoder_folder: Path, tmp_path: Path
 ) -> None:
@@ -136,13 +144,13 @@ def test_a_folder_that_sentence_transformers_saved_is_read_with_its_pooling(
     )
     there.save(str(tmp_path))
     encoder = loaded(tmp_path)
-    assert encoder.pooling == pooling
+    assert encoder.pooling == pooling.removesuffix("token")
     texts = [student_text(e, encoder.tokenizer) for e in EXAMPLES[:4]]
     expected = there.encode(texts, normalize_embeddings=True)
     np.testing.assert_allclose(encoder.embed(EXAMPLES[:4])[0], expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("pooling", ["mean", "cls"])
+@pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
 def test_a_saved_encoder_loads_to_the_same_vectors(
     pooling: str, encoder_folder: Path, tmp_path: Path
 ) -> None:
@@ -346,18 +354,87 @@ def test_positions_of_a_roberta_begin_behind_its_padding(tmp_path: Path, copied:
     [
         {"pooling_mode_max_tokens": True, "pooling_mode_mean_tokens": False},
         {"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True},
-        {"pooling_mode": "lasttoken"},
+        {"pooling_mode": "weightedmean"},
         {"pooling_mode": ["mean", "max"]},
         {},
     ],
 )
-def test_a_pooling_that_is_neither_mean_nor_cls_is_refused_unless_one_is_named(
+def test_a_pooling_that_is_not_known_is_refused_unless_one_is_named(
     config: dict[str, object], copied: Path
 ) -> None:
     """Prevents vectors of half the model's pooling, silently."""
     (copied / "1_Pooling" / "config.json").write_text(json.dumps(config))
     assert "set encoder.pooling" in refusal(copied)
     assert loaded(copied, pooling="mean").pooling == "mean"
+
+
+def test_a_layer_behind_the_pooling_is_refused_unless_a_pooling_is_named(copied: Path) -> None:
+    """Prevents other vectors than the user's encoder has, and a comparison with them, silently."""
+    modules = json.loads((copied / "modules.json").read_text())
+    modules.append({"idx": 2, "name": "2", "path": "2_Dense", "type": "sentence_transformers.models.Dense"})
+    (copied / "modules.json").write_text(json.dumps(modules))
+    assert "puts a Dense behind its token states" in refusal(copied)
+    assert loaded(copied, pooling="mean").pooling == "mean"
+
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 512,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "initializer_range": 0.2,
+}
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        # It transforms a text together with its padding.
+        (FNetConfig(**SMALL), "changes with the padding of its batch"),
+        # Its output is one vector a text.
+        (DPRConfig(**SMALL), "does not give each token a state of 32 numbers"),
+        # It wants to be told the language.
+        (XmodConfig(**SMALL, languages=["a", "b"]), "does not take token ids alone (Input language unknown"),
+    ],
+    ids=["fourier", "one vector", "language"],
+)
+def test_a_model_without_token_states_of_each_text_by_itself_is_refused(
+    config: PretrainedConfig, said: str, copied: Path
+) -> None:
+    """Prevents vectors that depend on which texts share a batch, and tracebacks in the midst of a run."""
+    torch.manual_seed(0)
+    AutoModel.from_config(config).save_pretrained(copied)
+    with pytest.raises(UserError) as caught:
+        loaded(copied)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_encoder_of_more_than_texts_is_refused(copied: Path) -> None:
+    """Prevents a traceback from a config that has its sizes in parts."""
+    Gemma3Config().save_pretrained(copied)
+    assert "has no hidden_size; give an encoder of texts alone" in refusal(copied)
+
+
+def test_a_tokenizer_that_does_not_know_places_is_refused(copied: Path) -> None:
+    """Prevents a traceback at the first long text that has a prompt."""
+    for file in copied.glob("token*"):
+        file.unlink()
+    CanineTokenizer().save_pretrained(copied)
+    assert "cannot say where in a text its tokens stand" in refusal(copied)
+
+
+def test_an_encoder_without_a_limit_of_positions_is_taken(copied: Path) -> None:
+    """Prevents a refusal that asks for at most -1 tokens."""
+    torch.manual_seed(0)
+    XLNetModel(XLNetConfig(vocab_size=512, d_model=32, n_layer=2, n_head=4, d_inner=48)).save_pretrained(
+        copied
+    )
+    encoder = loaded(copied)
+    texts = [student_text(e, encoder.tokenizer) for e in EXAMPLES]
+    expected = hugging_face_vectors(copied, texts, "mean")
+    np.testing.assert_allclose(encoder.embed(EXAMPLES)[0], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("headed", [False, True])

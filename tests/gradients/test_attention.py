@@ -8,6 +8,8 @@ from tiny import causal_config, causal_lm
 from torch.nn import functional
 from transformers import (
     BloomConfig,
+    GlmMoeDsaConfig,
+    GPTNeoConfig,
     GptOssConfig,
     Lfm2Config,
     Llama4TextConfig,
@@ -20,6 +22,8 @@ from transformers import (
 from influcoder_ray.examples.tokens import Tokens
 from influcoder_ray.gradients.attention import CannotPack, _packed_attention, inputs_of, why_not_packed
 from influcoder_ray.gradients.layout import Run, lay_out
+from influcoder_ray.gradients.memory import predict_memory
+from influcoder_ray.gradients.specs import AdapterSpec, ModelSpec
 
 CPU = torch.device("cpu")
 SIZES: dict[str, Any] = {
@@ -45,6 +49,24 @@ def varied(config: PretrainedConfig) -> torch.nn.Module:
     return model
 
 
+# A mixture of experts that looks at a choice of tokens.
+SPARSE = GlmMoeDsaConfig(
+    **SIZES | {"num_key_value_heads": 4},
+    q_lora_rank=16,
+    kv_lora_rank=16,
+    qk_rope_head_dim=4,
+    qk_nope_head_dim=8,
+    v_head_dim=8,
+    index_n_heads=2,
+    index_head_dim=8,
+    index_topk=4,
+    moe_intermediate_size=24,
+    n_routed_experts=4,
+    num_experts_per_tok=2,
+    first_k_dense_replace=1,
+)
+
+
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
@@ -59,8 +81,16 @@ def varied(config: PretrainedConfig) -> torch.nn.Module:
             Lfm2Config(**(SIZES | {"num_hidden_layers": 3}), layer_types=["conv", "full_attention", "conv"]),
             "its packed examples see each other",
         ),
+        (
+            # It would build the masks of a whole row out of a table as long as its positions.
+            GPTNeoConfig(
+                vocab_size=512, hidden_size=32, num_layers=2, num_heads=4, attention_types=[[["global"], 2]]
+            ),
+            "the model computes its attention itself, or has none",
+        ),
+        (SPARSE, "the model does not run without a mask ('NoneType' object is not subscriptable)"),
     ],
-    ids=["positions", "sinks", "arguments", "convolutions"],
+    ids=["positions", "sinks", "arguments", "convolutions", "own attention", "mask"],
 )
 def test_a_model_that_cannot_keep_packed_examples_apart_is_found_out_and_left_as_it_was(
     config: PretrainedConfig, reason: str
@@ -151,3 +181,10 @@ def test_what_packed_attention_does_not_compute_it_refuses(extra: dict[str, Any]
         _packed_attention(torch.nn.Identity(), *sides, None, packed_runs=(Run(1, 2),), **extra)
     with pytest.raises(CannotPack, match="masks its attention itself"):
         _packed_attention(torch.nn.Identity(), *sides, torch.zeros(1), packed_runs=(Run(1, 2),))
+
+
+def test_memory_is_predicted_of_a_model_that_does_not_run_without_a_mask() -> None:
+    """Prevents a traceback on a GPU, where a batch is sized before anything is loaded."""
+    adapter = AdapterSpec(rank=2, targets=("o_proj",))
+    found = predict_memory(SPARSE, ModelSpec(path="-"), adapter, tokens=24, examples=2, width=1024)
+    assert found.total_bytes > found.weights_bytes > 0

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, PeftModel, get_peft_model
 from tiny import CAUSAL_CONFIGS, causal_config, causal_lm
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, CTRLConfig, Gemma3Config, MambaConfig
 
 from influcoder_ray.errors import UserError
 from influcoder_ray.examples import Example
@@ -85,9 +85,14 @@ def alone_through_peft(
         parts = []
         for w in weights:
             layer = modules[w.target.name]
-            parts.append(layer.lora_B["default"].weight.grad.flatten())
-            if w.b is not None:
-                parts.append(layer.lora_A["default"].weight.grad.flatten())
+            matrices = [layer.lora_B, *([] if w.b is None else [layer.lora_A])]
+            # PyTorch has none where a module took no part.
+            parts += [
+                torch.zeros_like(m["default"].weight).flatten()
+                if m["default"].weight.grad is None
+                else m["default"].weight.grad.flatten()
+                for m in matrices
+            ]
         gradients.append(torch.cat(parts).numpy())
         losses.append(loss.item())
     return np.stack(gradients), np.array(losses)
@@ -325,6 +330,52 @@ def test_bfloat16_points_where_float32_points(causal_lm_folder: Path) -> None:
     a, b = gradients["float32"], gradients["bfloat16"]
     cosines = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
     assert cosines.min() > 0.99
+
+
+# Models that do with some module what most do not, and which of them carry an adapter.
+EDGES: dict[str, tuple[Any, Any]] = {
+    # The modules that look at images wait in vain.
+    "gemma3 with images": (
+        Gemma3Config(
+            text_config=causal_config("gemma3"),
+            vision_config={
+                "hidden_size": 16,
+                "intermediate_size": 16,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "image_size": 8,
+                "patch_size": 4,
+            },
+            mm_tokens_per_image=1,
+        ),
+        "all-linear",
+    ),
+    # It multiplies by the weight of one linear module, which is never called.
+    "mamba": (
+        MambaConfig(vocab_size=512, hidden_size=32, state_size=8, num_hidden_layers=2, time_step_rank=4),
+        ["in_proj", "x_proj", "dt_proj"],
+    ),
+    # It scales its embeddings in place.
+    "ctrl": (
+        CTRLConfig(vocab_size=512, n_embd=32, dff=48, n_layer=2, n_head=4, initializer_range=0.2),
+        "all-linear",
+    ),
+}
+
+
+@pytest.mark.parametrize("family", EDGES)
+def test_modules_out_of_the_ordinary_have_the_gradients_that_peft_gives_them(family: str) -> None:
+    """Prevents a traceback, or rows that are shorter than a gradient, where a module is not called."""
+    config, targets = EDGES[family]
+    model = causal_lm(config)
+    spec = AdapterSpec(rank=2, targets=targets if isinstance(targets, str) else tuple(targets))
+    weights = adapter_weights(find_targets(model.config, spec), spec, seed=1, device=CPU, dtype=torch.float32)
+    tokens = some_tokens(LENGTHS)
+    peft_model = peft_with_fresh(model, weights, r=2, lora_alpha=4, target_modules=targets)
+    expected, _ = alone_through_peft(peft_model, weights, tokens)
+    assert (expected == 0).all(0).any() == (family != "ctrl")
+    found = teacher_of(model, weights).gradients(tokens)
+    assert relative_errors(found, expected).max() <= TOLERANCE
 
 
 class Folding(torch.nn.Module):

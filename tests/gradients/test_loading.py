@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tiny import build_causal_lm, build_encoder
@@ -12,6 +13,7 @@ from transformers import BertConfig, BertLMHeadModel, DistilBertConfig, T5Config
 
 from influcoder_ray.errors import UserError
 from influcoder_ray.examples.tokenizer import load_tokenizer
+from influcoder_ray.examples.tokens import Tokens
 from influcoder_ray.gradients.loading import arithmetic_dtype, load_config, load_model
 from influcoder_ray.gradients.specs import AdapterSpec, ModelSpec
 from influcoder_ray.gradients.teacher import Teacher
@@ -93,6 +95,17 @@ def _encoder_decoder(folder: Path) -> str:
 def _nameless_encoder(folder: Path) -> str:
     DistilBertConfig().save_pretrained(folder)
     return "distilbert"
+
+
+def test_a_window_wider_than_the_positions_is_refused(tmp_path: Path) -> None:
+    """Prevents an index out of range at the first long text, which on a GPU ends the process."""
+    build_causal_lm(tmp_path, family="gpt2", n_positions=64)
+    with pytest.raises(UserError, match=r"^model\.max_tokens: 65 is more than the 64 .* give at most 64$"):
+        load_config(ModelSpec(path=str(tmp_path), max_tokens=65))
+    spec = ModelSpec(path=str(tmp_path), max_tokens=64)
+    teacher = Teacher.load(spec, AdapterSpec(rank=2), seed=0, device=torch.device("cpu"))
+    tokens = Tokens(tuple(range(3, 67)), 1, False)
+    assert np.isfinite(teacher.gradients([tokens])).all()
 
 
 @pytest.mark.parametrize(

@@ -47,3 +47,32 @@ def test_a_forward_that_somebody_took_over_is_left_alone() -> None:
     every = norms_of(model)
     every[0].forward = every[0].forward
     assert norms_of(model) == every[1:]
+
+
+class Gated(torch.nn.Module):
+    """A norm that takes a gate beside its rows, as those of state space layers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.rand(8) + 0.5)
+        self.eps = 1e-6
+
+    def forward(self, x: torch.Tensor, gate: torch.Tensor | None = None) -> torch.Tensor:
+        normed = torch.nn.functional.rms_norm(x, (8,), self.weight, self.eps)
+        return normed if gate is None else normed * gate
+
+
+class OfHeads(Gated):
+    """A norm that takes heads."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        rows, heads, width = x.shape
+        return super().forward(x.reshape(rows, heads * width))
+
+
+@pytest.mark.parametrize("kind", [Gated, OfHeads])
+def test_norms_that_take_something_else_than_rows_are_left_alone(kind: type[torch.nn.Module]) -> None:
+    """Prevents a traceback on a GPU from models that mix attention with state space layers."""
+    names = {"Gated": "RMSNormGated", "OfHeads": "MultiHeadRMSNorm"}
+    norm = type(names[kind.__name__], (kind,), {})()
+    assert norms_of(torch.nn.Sequential(norm)) == []

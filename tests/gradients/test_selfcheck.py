@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import SENTENCES, build_causal_lm
-from transformers import LlamaForCausalLM
+from tiny import SENTENCES, build_causal_lm, causal_lm
+from transformers import LlamaForCausalLM, MambaConfig
 
 from influcoder_ray.errors import UserError
 from influcoder_ray.examples import Example
@@ -46,11 +46,22 @@ def broken(tmp_path: Path) -> Path:
     return build_causal_lm(tmp_path / "broken")
 
 
+def test_modules_that_are_never_called_are_named(broken: Path) -> None:
+    """Prevents an adapter from standing where it sees nothing, unsaid."""
+    config = MambaConfig(vocab_size=512, hidden_size=32, state_size=8, num_hidden_layers=2, time_step_rank=4)
+    causal_lm(config).save_pretrained(broken)  # type: ignore[operator]
+    check = checked(broken)
+    # Their weights are multiplied by, the modules are not called.
+    assert check.idle == ("backbone.layers.0.mixer.dt_proj", "backbone.layers.1.mixer.dt_proj")
+    assert not check.faults
+
+
 def test_a_sound_model_has_no_faults_and_its_gradients_own_figures(causal_lm_folder: Path) -> None:
     """Prevents a self-check that cries wolf, or that measures something else than it says."""
     check = checked(causal_lm_folder)
     assert not check.faults
     assert not check.left_out
+    assert not check.idle
     assert check.example_ids == tuple(e.example_id for e in EXAMPLES)
     spec = ModelSpec(path=str(causal_lm_folder), max_tokens=64)
     teacher = Teacher.load(spec, ADAPTER, seed=3, device=CPU)
