@@ -15,7 +15,7 @@ S = TypeVar("S")
 T = TypeVar("T")
 
 # Beyond so many lanes Python, which runs one thread at a time, would be waited for: each takes more cores.
-MOST_LANES = 8
+_MOST = 8
 
 
 class Map(Protocol):
@@ -24,14 +24,19 @@ class Map(Protocol):
     def __call__(self, work: Callable[[S], T], items: Iterable[S], /) -> Iterator[T]: ...
 
 
+def _lanes_of(cores: int) -> int:
+    """As many lanes, of equally many cores each, as leave no more than an eighth of the cores idle."""
+    return max(count for count in range(1, min(cores, _MOST) + 1) if 8 * (cores % count) <= cores)
+
+
 @contextmanager
-def lanes(most: int = MOST_LANES) -> Iterator[Map]:
-    """While it lasts, torch's cores are shared out to at most so many lanes, which do what is mapped.
+def lanes() -> Iterator[Map]:
+    """While it lasts, torch's cores are shared out to lanes, which do what is mapped.
 
     Inference mode, which is a thread's own, holds there if it holds here.
     """
     cores = torch.get_num_threads()
-    count = min(cores, most, MOST_LANES)
+    count = _lanes_of(cores)
     inference = torch.is_inference_mode_enabled()
 
     def begin() -> None:
