@@ -85,7 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text", metavar="COLUMN", help="column of raw text")
     parser.add_argument("--count", type=at_least(2), default=1000, help="rows (%(default)s)")
     parser.add_argument("--max-tokens", type=at_least(8), default=256, help="the window (%(default)s)")
-    parser.add_argument("--pool", choices=("auto", "mean", "cls"), default="auto", help="%(default)s")
+    parser.add_argument("--pool", choices=("auto", "mean", "cls", "last"), default="auto", help="%(default)s")
     parser.add_argument(
         "--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="%(default)s"
     )
