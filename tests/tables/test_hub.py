@@ -35,7 +35,8 @@ Use = Callable[[FakeHub, str], None]
 
 @pytest.fixture
 def use(monkeypatch: pytest.MonkeyPatch) -> Use:
-    """Make a server this process's hub, with a token or without."""
+    """Make a server this process's hub, with a token or without, though the environment may say offline."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
 
     def make(hub: FakeHub, token: str = "") -> None:
         options = {"endpoint": hub.endpoint, "token": token or False}
@@ -146,6 +147,16 @@ def test_what_the_hub_does_not_give_is_refused_at_once(
         assert str(refusal.value).startswith("corpus.path: ")
         assert told in str(refusal.value)
         assert "\n" not in str(refusal.value)
+
+
+def test_a_machine_that_is_to_stay_offline_is_told_so(use: Use, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prevents minutes of waiting for a hub that nobody may ask, or a data set that is called missing."""
+    with FakeHub("me/corpus", FILES) as hub:
+        use(hub, "")
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        with pytest.raises(UserError, match=r"^corpus\.path: hf://\S+ lies on the hub, and HF_HUB_OFFLINE"):
+            refuse_unreachable([("corpus.path", "hf://datasets/me/corpus")])
+        assert not hub.asked
 
 
 def test_a_private_data_set_is_read_with_a_token(use: Use) -> None:
